@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""llama-server: its command line for a placement, and what the installed program says of itself."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def server_flags(placement: Mapping[str, Any], address: str) -> dict[str, Any]:
+    """Long options (no dashes) for one placement; ``True`` stands for an option without a value.
+
+    Never in it: --tools, --agent, --mcp-servers (they give clients files and commands), the web UI, slots.
+    """
+    return {
+        "model": placement["model_path"],
+        "alias": placement["model"],
+        "host": address,
+        "port": placement["port"],
+        "metrics": True,
+        "offline": True,
+        "no-webui": True,
+        "no-slots": True,
+        **placement["flags"],
+    }
+
+
+def command_line(flags: Mapping[str, Any]) -> str:
+    """The flags as one line that systemd splits into words again (it knows the shell's single quotes)."""
+    words: list[str] = []
+    for name, value in flags.items():
+        if value is False or value is None:
+            continue
+        words.append(f"--{name}")
+        if value is not True:
+            words.append(shlex.quote(str(value)))
+    return " ".join(words)
+
+
+def listed_options(help_text: str) -> set[str]:
+    """Long options, without dashes, that a ``--help`` text lists at the start of its lines."""
+    options: set[str] = set()
+    for line in help_text.splitlines():
+        if line.startswith("-"):
+            head = re.split(r"\s{2,}[^-\s]", line, maxsplit=1)[0]
+            options.update(re.findall(r"(?<![\w-])--([a-z0-9][a-z0-9-]*)", head))
+    return options
+
+
+def unknown_options(options: Iterable[str], help_text: str) -> list[str]:
+    """Those of ``options`` that the program does not list."""
+    known = listed_options(help_text)
+    return sorted(o for o in set(options) if o not in known)
+
+
+def parse_version(text: str) -> tuple[str, int | None]:
+    """Version and build number from ``--version``: ``version: 0.7.0 (build 11669, …)`` or ``version: 8146 (hash)``."""
+    match = re.search(r"version:\s*(\S+)\s*\((?:build\s+(\d+))?", text)
+    if not match:
+        return "unknown", None
+    version, build = match.groups()
+    if build is None and version.isdigit():
+        build = version
+    return version, int(build) if build else None

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be wrong with a site before any host is looked at: its inventory and its variables."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BUILTIN_GROUPS = ("all", "ungrouped")
+# The tasks of a host in one of these groups need a host in the other.
+NEEDS = {
+    "llamacpp": ("inference", "engine groups choose among the hosts of inference"),
+    "openwebui": ("nginx", "a web application is reached through the nginx of its own host"),
+}
+
+
+def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str]) -> list[str]:
+    """Misspelt groups, hosts without a task, and group members that lack a group they need."""
+    problems = []
+    for name in sorted(set(groups) - set(known) - set(BUILTIN_GROUPS)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        if near:
+            problems.append(
+                f"inventory: the group '{name}' does nothing. Did you mean '{near[0]}'? "
+                "(A group of your own needs a name less like one of ours.)"
+            )
+    working = {host for name in known for host in groups.get(name, [])}
+    for host in groups.get("all", []):
+        if host not in working:
+            problems.append(
+                f"inventory: the host '{host}' is in none of the groups that do something "
+                f"({', '.join(sorted(known))}). Put it into one, or take it out."
+            )
+    for group, (needed, why) in NEEDS.items():
+        for host in groups.get(group, []):
+            if host not in groups.get(needed, []):
+                problems.append(
+                    f"inventory: '{host}' is a member of {group} but not of {needed}: {why}. Add it to {needed}."
+                )
+    if len(groups.get("postgresql", [])) > 1:
+        problems.append(
+            f"inventory: the group postgresql has {len(groups['postgresql'])} members "
+            f"({', '.join(groups['postgresql'])}). One database serves a site; leave one."
+        )
+    if groups.get("openwebui") and not groups.get("postgresql"):
+        problems.append("inventory: openwebui has members but postgresql has none. Put a host into postgresql.")
+    if len(groups.get("nginx", [])) > 1:
+        problems.append(
+            f"inventory: the group nginx has {len(groups['nginx'])} members ({', '.join(groups['nginx'])}). "
+            "One front door serves a site; leave one."
+        )
+    return problems
+
+
+def check_identity(site: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Who may log in, and against what."""
+    problems = []
+    if not groups.get("openwebui"):
+        return problems
+    for name in ("ldap_host", "ldap_base", "ldap_bind_dn", "ldap_bind_password"):
+        if not site.get(name):
+            problems.append(
+                f"{name} is empty: nobody could log in. Set it in the inventory (identity.yml), "
+                "or put a host into the group openldap and use the directory it brings."
+            )
+    if int(site.get("ldap_port") or 0) == 389:
+        problems.append(
+            "ldap_port is 389, where LDAP speaks clear text; Open WebUI has no StartTLS. "
+            "Use the directory's LDAPS port, usually 636."
+        )
+    return problems
+
+
+def check_tls(site: Mapping[str, Any], groups: Mapping[str, Sequence[str]], exists: Mapping[str, bool]) -> list[str]:
+    """``exists`` says of each controller path named by the settings whether a file is there."""
+    problems = []
+    if groups.get("nginx") and not site.get("public_name"):
+        problems.append("public_name is empty. Set the name (or address) under which people reach the service.")
+    source = site.get("tls_source")
+    if source not in ("own_ca", "provided"):
+        problems.append(f"tls_source is '{source}'. Use own_ca or provided.")
+    if source == "provided":
+        for name in ("tls_certificate_file", "tls_key_file"):
+            path = site.get(name)
+            if not path:
+                problems.append(
+                    f"tls_source is provided, but {name} is empty: '{site.get('public_name')}' has no certificate. "
+                    "Name the file on this machine, or set tls_source: own_ca."
+                )
+            elif not exists.get(path):
+                problems.append(
+                    f"{name} is '{path}', and there is no such file on this machine. "
+                    "Correct the path, or set tls_source: own_ca."
+                )
+    ca = site.get("ldap_ca_file")
+    if ca and not exists.get(ca):
+        problems.append(f"ldap_ca_file is '{ca}', and there is no such file on this machine. Correct the path.")
+    return problems
