@@ -1,0 +1,44 @@
+# What a person types. Each target sets up what it needs.
+.PHONY: help sandbox sandbox-down test test-long lint lock docs bench clean
+
+help:
+	@echo "make sandbox       a whole service on a throw-away host on this machine (root or sudo)"
+	@echo "make sandbox-down  take it away again"
+	@echo "make test          lint, unit tests, molecule, browser (make test-long: full counts)"
+	@echo "make lock          resolve the Python lock files anew"
+	@echo "make docs          generate docs/variables.md from the roles"
+	@echo "make bench         the table of times in the README"
+
+sandbox:
+	@tools/setup controller
+	@.venv/bin/python tools/sandbox up
+
+sandbox-down:
+	@.venv/bin/python tools/sandbox down
+
+test:
+	@tools/setup dev chromium chromium-driver libnss3-tools fonts-dejavu-core ldap-utils
+	@.venv/bin/python tools/test
+
+test-long:
+	@tools/setup dev chromium chromium-driver libnss3-tools fonts-dejavu-core ldap-utils
+	@.venv/bin/python tools/test --long
+
+lint:
+	@tools/setup dev
+	@.venv/bin/python tools/test lint
+
+lock:
+	@tools/setup dev
+	@tools/lock
+
+docs:
+	@tools/setup controller
+	@.venv/bin/python tools/docs
+
+bench:
+	@tools/setup controller
+	@.venv/bin/python tests/bench/run
+
+clean: sandbox-down
+	rm -rf .venv .cache .sandbox
