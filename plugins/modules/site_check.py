@@ -41,6 +41,10 @@ options:
     type: list
     elements: dict
     required: true
+  model_sources:
+    description: The site's C(model_sources).
+    type: dict
+    required: true
 """
 
 EXAMPLES = r"""
@@ -53,6 +57,7 @@ EXAMPLES = r"""
     models: "{{ models }}"
     catalogue: "{{ catalogue }}"
     placements: "{{ placements }}"
+    model_sources: {modelscope: {type: modelscope, url: https://modelscope.cn}}
 """
 
 RETURN = r"""
@@ -80,6 +85,7 @@ def main() -> None:
             "models": {"type": "list", "elements": "dict", "required": True},
             "catalogue": {"type": "dict", "required": True},
             "placements": {"type": "list", "elements": "dict", "required": True},
+            "model_sources": {"type": "dict", "required": True},
         },
         supports_check_mode=True,
     )
@@ -92,6 +98,7 @@ def main() -> None:
         *site.check_tls(given["site"], given["groups"], exists),
         *site.check_identity(given["site"], given["groups"]),
         *problems,
+        *pins.check_sources(models, given["model_sources"]),
         *pins.check_pins(given["placements"], models, given["groups"]),
     ]
     if problems:

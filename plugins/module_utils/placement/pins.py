@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -61,6 +62,10 @@ def resolve_models(
             problems.append(
                 f"models: '{name}' has no {', '.join(missing)}. Set it there, or name a catalogue entry that has it."
             )
+        elif not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", str(model["name"])):
+            problems.append(
+                f"models: the name '{name}' cannot be the name of a service. Use small letters, digits and . _ -"
+            )
         elif model["kind"] not in MODEL_KINDS:
             problems.append(f"models: '{name}' is of kind '{model['kind']}'. Known: {', '.join(MODEL_KINDS)}.")
         elif model["kind"] == "embedding" and not model.get("dimensions"):
@@ -71,6 +76,17 @@ def resolve_models(
     for name in sorted({n for n in names if names.count(n) > 1}):
         problems.append(f"models: the name '{name}' is used twice. Applications ask for a model by its name.")
     return resolved, problems
+
+
+def check_sources(models: Sequence[Mapping[str, Any]], sources: Mapping[str, Any]) -> list[str]:
+    """Models whose files come from a source that the site does not have."""
+    known = ", ".join(sorted(sources)) or "none"
+    return [
+        f"models: '{model['name']}' comes from the source '{model['source']}', which is not in `model_sources` "
+        f"(there: {known}). Add it there, or choose one that is."
+        for model in models
+        if model["source"] not in sources
+    ]
 
 
 def check_pins(
