@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What all scenarios' tests share: the lab's facts, and services that explain themselves when they are down."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+SCENARIO = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", PROJECT / "molecule/default"))
+INVENTORY = SCENARIO / "inventory"
+SSH_CONFIG = Path(os.environ.get("TESTHOST_STATE", "/var/lib/testhosts")) / f"m-{SCENARIO.name}/ssh_config"
+
+
+@pytest.fixture(scope="session")
+def secrets() -> Callable[[str], str]:
+    """A secret of the scenario's site by name."""
+    return lambda name: (INVENTORY / "secrets" / name).read_text().strip()
+
+
+@pytest.fixture(scope="session")
+def ca_file() -> Path:
+    return INVENTORY / "secrets/tls/ca.crt"
+
+
+@pytest.fixture
+def running(host: Any) -> Callable[[str], None]:
+    """Asserts that a unit runs; when it does not, its journal is in the report."""
+
+    def check(unit: str) -> None:
+        if not host.service(unit).is_running:
+            pytest.fail(f"{unit} is down\n" + host.run(f"journalctl --no-pager -n 40 -o cat -u {unit}").stdout)
+
+    return check
+
+
+def ask(
+    url: str, ca: Path, body: dict[str, Any] | None = None, token: str | None = None, timeout: float = 60
+) -> tuple[int, Any]:
+    """Status and answer (JSON where it is) of a GET, or of a POST when there is a body. The certificate is verified."""
+    request = urllib.request.Request(url, method="POST" if body is not None else "GET")
+    if body is not None:
+        request.data = json.dumps(body).encode()
+        request.add_header("Content-Type", "application/json")
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),
+        urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(ca))),
+    )
+    try:
+        with opener.open(request, timeout=timeout) as response:
+            status, text = response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        status, text = error.code, error.read().decode()
+    try:
+        return status, json.loads(text)
+    except ValueError:
+        return status, text
+
+
+def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a playbook of the project against the scenario's inventory, as a person would."""
+    return subprocess.run(
+        [str(PROJECT / ".venv/bin/ansible-playbook"), "-i", str(INVENTORY), *arguments],
+        cwd=PROJECT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("ANSIBLE_")}
+        | {"ANSIBLE_SSH_ARGS": f"-F {SSH_CONFIG} -o ControlMaster=auto -o ControlPersist=60s"},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the operator is told when settings cannot work: variable, value and way out. And nothing changes."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import INVENTORY, playbook
+from lab import converge, host, one_line
+
+PERSON = {"cn": "X", "sn": "X", "mail": "x@example.org", "password": "long enough"}
+DATABASE = {"owner": "app", "password": "long enough password"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentences"),
+    [
+        (
+            {
+                "postgresql_vector": False,
+                "postgresql_clients": ["nowhere"],
+                "postgresql_databases": [
+                    DATABASE | {"name": "My-DB"},
+                    DATABASE | {"name": "twice"},
+                    DATABASE | {"name": "twice", "owner": "postgres", "password": "short"},
+                    DATABASE | {"name": "rag", "extensions": ["vector"], "password": "another long password"},
+                ],
+            },
+            [
+                "postgresql_clients names 'nowhere', which is no host of this inventory.",
+                "postgresql_databases: name 'My-DB' is no plain identifier. Use lower case letters",
+                "postgresql_databases has 'twice' more than once. Keep one entry.",
+                "postgresql_databases: 'twice' is owned by postgres, the superuser.",
+                "postgresql_databases: the password of 'postgres' has 5 characters. Set at least 12",
+                "'rag' wants the extension vector and postgresql_vector is false. Set postgresql_vector: true, or",
+                "postgresql_databases: 'app' owns My-DB, twice, rag with different passwords.",
+            ],
+        ),
+        (
+            {"postgresql_version": "99"},
+            [
+                "postgresql-99 and postgresql-99-pgvector: data1 (Debian 13) has no such package, so nothing was"
+                " installed."
+            ],
+        ),
+        (
+            {
+                "openldap_base": "dc=example, dc=org",
+                "openldap_clients": ["nowhere"],
+                "openldap_reader_password": "short",
+                "openldap_groups": ["staff", "a,b"],
+                "openldap_people": [
+                    PERSON | {"uid": "nomail", "mail": ""},
+                    PERSON | {"uid": "badmail", "mail": "badmail"},
+                    PERSON | {"uid": "twice"},
+                    PERSON | {"uid": "twice", "mail": "other@example.org"},
+                    PERSON | {"uid": "same", "mail": "X@example.org"},
+                    PERSON | {"uid": "Upper", "mail": "upper@example.org", "password": "short"},
+                    PERSON | {"uid": "lost", "mail": "lost@example.org", "groups": ["staff", "sales"]},
+                ],
+            },
+            [
+                "openldap_base is 'dc=example, dc=org', which is no name in domain style."
+                " Write it like dc=example,dc=org",
+                "openldap_clients names 'nowhere', which is no host of this inventory.",
+                "openldap_reader_password has 5 characters. Set at least 12",
+                "openldap_groups has 'a,b'. Use letters",
+                "openldap_people: 'nomail' has no mail. Applications know people by their mail address, and refuse who"
+                " has none: add mail to the entry of nomail.",
+                "the mail of 'badmail' is 'badmail', which is no mail address. Write it like badmail@example.org.",
+                "openldap_people: the uid 'twice' is there more than once. Keep one entry per person.",
+                "openldap_people: 'same' has the mail X@example.org of somebody else in the list.",
+                "openldap_people: the uid 'Upper' cannot be used to log in. Use lower case letters",
+                "openldap_people: the password of 'Upper' has 5 characters.",
+                "openldap_people: 'lost' is to be in the group 'sales', which openldap_groups does not have (staff,"
+                " a,b). Add it there, or correct the name.",
+            ],
+        ),
+        (
+            {"openldap_base": "dc=other,dc=org"},
+            ["the directory server on this host does not hold 'dc=other,dc=org'. It was set up for another base"],
+        ),
+    ],
+)
+def test_message(variables, sentences):
+    code, changed, said = converge(**variables)
+    assert (code, changed) == (2, 0), said
+    for sentence in sentences:
+        assert sentence in one_line(said), said
+
+
+def test_debian_12_has_no_pgvector():
+    result = playbook("molecule/data/unsupported.yml")
+    said = one_line(result.stdout)
+    assert result.returncode == 2
+    assert "postgresql-15-pgvector: app1 (Debian 12) has no such package, so nothing was installed." in said
+    assert "Put the group postgresql on a host with Debian 13 or Ubuntu 24.04" in said
+    assert "set postgresql_vector: false" in said
+    assert "changed=0" in said
+    assert not host("app1").package("postgresql-15").is_installed
+
+
+def test_no_secret_is_in_output_or_logs():
+    """T12: even when everything is written anew and the run is as talkative as it gets."""
+    host("data1").check_output("ldapdelete -Q -Y EXTERNAL -H ldapi:/// uid=bob,ou=people,dc=example,dc=org")
+    result = converge("-vvv", "--diff", openldap_reader_password="planted-secret-of-the-reader")
+    assert result[:2] == (0, 1)
+    journal = host("data1").check_output("journalctl --no-pager -o cat")
+    values = {file.name: file.read_text().strip() for file in (INVENTORY / "secrets").iterdir() if file.is_file()}
+    values["planted"] = "planted-secret-of-the-reader"
+    assert {"user_bob", "postgresql_openwebui_password"} <= set(values)
+    for name, value in values.items():
+        assert value not in result[2], f"{name} is in the output"
+        assert value not in journal, f"{name} is in the journal"
+    assert converge()[:2] == (0, 1)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""llama-server: the command line of a placement, and what the program says of itself.
+
+The help text is that of Debian's llama.cpp 0.7.0 (build 11669), shortened to whole entries.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.onprem.llm.plugins.module_utils import llamacpp
+from ansible_collections.onprem.llm.plugins.module_utils.placement import pins
+
+HELP = (Path(__file__).parents[1] / "fixtures/llama-server-help-0.7.0.txt").read_text()
+
+
+def placement(kind: str = "chat", **flags: Any) -> pins.Placement:
+    model = {"name": "tiny", "kind": kind, "repo": "o/r", "revision": "master", "entry": "a/m.gguf", "context": 2048}
+    return pins.complete(
+        {"model": "tiny", "host": "h", "engine": "llamacpp", "port": 9101, "flags": flags}, model, "/srv/llm/served"
+    )
+
+
+def test_flags_of_a_chat_model() -> None:
+    assert llamacpp.server_flags(placement(), "127.0.0.1") == {
+        "model": "/srv/llm/served/tiny/a/m.gguf",
+        "alias": "tiny",
+        "host": "127.0.0.1",
+        "port": 9101,
+        "metrics": True,
+        "offline": True,
+        "no-webui": True,
+        "no-slots": True,
+        "parallel": 1,
+        "ctx-size": 2048,
+    }
+
+
+@pytest.mark.parametrize("dangerous", ["tools", "agent", "mcp-servers-json", "mcp-servers-config", "rpc", "webui"])
+def test_nothing_that_gives_clients_more_than_the_model(dangerous: str) -> None:
+    assert dangerous not in llamacpp.server_flags(placement(), "127.0.0.1")
+    assert dangerous not in llamacpp.server_flags(placement("embedding"), "127.0.0.1")
+
+
+def test_the_operators_flags_win() -> None:
+    flags = llamacpp.server_flags(placement(parallel=4, metrics=False, numa="distribute"), "192.0.2.1")
+    assert (flags["parallel"], flags["metrics"], flags["numa"]) == (4, False, "distribute")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({}, ""),
+        ({"ctx-size": 4096, "metrics": True}, "--ctx-size 4096 --metrics"),
+        ({"metrics": False, "offline": None, "poll": 0}, "--poll 0"),
+        ({"alias": "two words"}, "--alias 'two words'"),
+        ({"override-tensor": r"\.ffn_.*_exps\.=CPU"}, r"--override-tensor '\.ffn_.*_exps\.=CPU'"),
+        ({"alias": "x; reboot"}, "--alias 'x; reboot'"),
+    ],
+)
+def test_command_line(flags: dict[str, Any], line: str) -> None:
+    assert llamacpp.command_line(flags) == line
+    words = [
+        w for name, value in flags.items() for w in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
+    if False not in flags.values() and None not in flags.values():
+        assert shlex.split(line) == words
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "threads",  # -t,    --threads N
+        "help",  # three names on one line
+        "usage",
+        "poll",  # <0...100> for a value
+        "flash-attn",  # [on|off|auto]
+        "load-mode",
+        "numa",
+        "override-tensor",  # explanation on the next line
+        "gpu-layers",
+        "n-gpu-layers",
+        "cache-type-k-draft",
+        "no-webui",  # the fourth name of one option
+        "no-slots",
+        "embedding",
+        "offline",
+        "api-key-file",
+    ],
+)
+def test_listed(option: str) -> None:
+    assert option in llamacpp.listed_options(HELP)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "ctx-sizes",
+        "mmap",  # only in an explanation: '- mmap: memory-map model'
+        "cpu-mask-",
+        "tensor-split",  # only in an explanation: '(--tensor-split)'
+    ],
+)
+def test_not_listed(word: str) -> None:
+    assert word not in llamacpp.listed_options(HELP)
+
+
+def test_everything_we_emit_exists() -> None:
+    emitted = {*llamacpp.server_flags(placement(), "x"), *llamacpp.server_flags(placement("embedding"), "x")}
+    assert llamacpp.unknown_options(emitted, HELP) == []
+
+
+def test_an_option_of_older_releases_is_reported() -> None:
+    # 0.7.0 has --load-mode in its place.
+    assert llamacpp.unknown_options(["no-mmap", "metrics", "no-mmap"], HELP) == ["no-mmap"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("version: 0.7.0 (build 11669, commit Debian)\nbuilt with GNU 16.2.0 for Linux x86_64\n", ("0.7.0", 11669)),
+        ("version: 8146 (d0061be)\nbuilt with cc", ("8146", 8146)),
+        ("warning: no GPU\nversion: 9012 (abc)\n", ("9012", 9012)),
+        ("version: 0.7.0 (d0061be)", ("0.7.0", None)),
+        ("something else", ("unknown", None)),
+        ("", ("unknown", None)),
+    ],
+)
+def test_version(text: str, found: tuple[str, int | None]) -> None:
+    assert llamacpp.parse_version(text) == found

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.onprem.llm.plugins.module_utils import openwebui_env as env
+
+# The ways in which an address comes to be somebody else's, as an application may write them.
+SOURCE = """
+import os
+
+CHAT_URL = os.getenv('CHAT_URL', '')
+if CHAT_URL == '':
+    CHAT_URL = 'https://chat.example.com/v1'
+
+CHAT_URLS = os.getenv('CHAT_URLS', '')
+CHAT_URLS = CHAT_URLS if CHAT_URLS != '' else CHAT_URL
+CHAT_URLS = [url for url in CHAT_URLS.split(';')]
+
+EMBED_BASE_URL = os.getenv('EMBED_BASE_URL', CHAT_URL)
+OCR_BASE_URL = os.environ.get('OCR_BASE_URL', 'https://ocr.example.com').rstrip('/')
+NEIGHBOUR_URL = os.getenv('NEIGHBOUR_URL', 'http://docling:5001')
+OWN_URL = os.getenv('OWN_URL', 'http://localhost:7000')
+EMPTY_URL = os.getenv('EMPTY_URL', '')
+CHAT_KEY = os.getenv('CHAT_KEY', '') if CHAT_URL == 'https://chat.example.com/v1' else ''
+LATER_URL = os.getenv('OTHER_NAME_URL') or 'wss://later.example.com'
+"""
+
+
+def test_finds_addresses_that_default_to_another_host() -> None:
+    assert env.outside_defaults(SOURCE) == {
+        "CHAT_URL": "https://chat.example.com/v1",
+        "CHAT_URLS": "https://chat.example.com/v1",
+        "EMBED_BASE_URL": "https://chat.example.com/v1",
+        "NEIGHBOUR_URL": "http://docling:5001",
+        "OCR_BASE_URL": "https://ocr.example.com",
+        "OTHER_NAME_URL": "wss://later.example.com",
+    }
+
+
+@pytest.mark.parametrize("left_out", ["CHAT_URL", "EMBED_BASE_URL", "NEIGHBOUR_URL"])
+def test_refuses_an_address_left_out_or_empty(left_out: str) -> None:
+    settings = dict.fromkeys(env.outside_defaults(SOURCE), env.NOWHERE)
+    env.check(settings, [SOURCE])
+    for settings[left_out] in ("", "  "):
+        with pytest.raises(env.OpenWebuiEnvError, match=rf"{left_out} \(http.*Nothing was written.*openwebui_settings"):
+            env.check(settings, [SOURCE])
+
+
+@pytest.mark.parametrize("value", ["", "plain", 'say "hi" \\ `now` $HOME', "two\nlines", "#no comment", "trailing\\"])
+def test_a_quoted_value_is_read_back(value: str) -> None:
+    text = f"# about\n\nFIRST={env.quote(value)}\nSECOND={env.quote('x')}\n"
+    assert env.parse(text) == {"FIRST": value, "SECOND": "x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('A="1"\nB=2\n', "Line 2 .* neither"),
+        ('A="1\n', "Line 1 .* neither"),
+        ('A="1"\nA="2"\n', "A stands twice"),
+    ],
+)
+def test_refuses_a_broken_file(text: str, message: str) -> None:
+    with pytest.raises(env.OpenWebuiEnvError, match=message):
+        env.parse(text)
+
+
+def test_a_diff_names_secrets_and_never_shows_them() -> None:
+    before = {"WEBUI_SECRET_KEY": "old-canary", "TOP_K": "3", "DATABASE_URL": "postgresql://u:canary@h/d", "SAME": "1"}
+    after = {"WEBUI_SECRET_KEY": "new-canary", "TOP_K": "4", "SAME": "1", "LDAP_APP_PASSWORD": "canary"}
+    old, new = env.difference(before, after)
+    assert old == "DATABASE_URL=(old secret)\nTOP_K=3\nWEBUI_SECRET_KEY=(old secret)\n"
+    assert new == "LDAP_APP_PASSWORD=(new secret)\nTOP_K=4\nWEBUI_SECRET_KEY=(new secret)\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "outside"),
+    [
+        ("https://api.example.com", True),
+        ("http://10.0.0.5:9101/v1", True),
+        ("http://localhost:1/x", False),
+        ("http://127.0.0.1:9", False),
+        ("http://[::1]:80/", False),
+        ("not an address", False),
+    ],
+)
+def test_tells_this_host_from_others(address: str, outside: bool) -> None:
+    assert env.is_outside(address) is outside
