@@ -44,10 +44,14 @@ def running(host: Any) -> Callable[[str], None]:
 
 
 def ask(
-    url: str, ca: Path, body: dict[str, Any] | None = None, token: str | None = None, timeout: float = 60
+    url: str | urllib.request.Request,
+    ca: Path,
+    body: dict[str, Any] | None = None,
+    token: str | None = None,
+    method: str | None = None,
 ) -> tuple[int, Any]:
     """Status and answer (JSON where it is) of a GET, or of a POST when there is a body. The certificate is verified."""
-    request = urllib.request.Request(url, method="POST" if body is not None else "GET")
+    request = url if isinstance(url, urllib.request.Request) else urllib.request.Request(url, method=method)
     if body is not None:
         request.data = json.dumps(body).encode()
         request.add_header("Content-Type", "application/json")
@@ -58,7 +62,7 @@ def ask(
         urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(ca))),
     )
     try:
-        with opener.open(request, timeout=timeout) as response:
+        with opener.open(request, timeout=60) as response:
             status, text = response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         status, text = error.code, error.read().decode()

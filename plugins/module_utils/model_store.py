@@ -13,15 +13,12 @@ only ever lists files whose checksum was seen to be right.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
 import stat
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,8 +130,11 @@ class Store:
                 offer = self._offer(home, model)  # whatever is wrong with the request is found before anything is made
             except transfer.TransferError as error:
                 raise StoreError(_away(model, error)) from error
-            with self._lock(model):
-                present = self._present(home, model) or self._fetch(home, model, offer, done)
+            try:
+                with transfer.alone(self.folder, self.folder / ".staging", self.patience):
+                    present = self._present(home, model) or self._fetch(home, model, offer, done)
+            except transfer.BusyError as error:
+                raise StoreError(f"model '{model.name}': {error}") from error
         if present is not None:
             done.files, done.commit = present["files"], present["commit"]
         self._point(model, home, done)
@@ -434,34 +434,6 @@ class Store:
 
     def _stage(self, model: Model) -> Path:
         return self.folder / ".staging" / f"{model.repo.replace('/', '--')}@{model.revision}"
-
-    @contextmanager
-    def _lock(self, model: Model) -> Iterator[None]:
-        """One run at a time works on the store; the lock goes with the process, however it ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            seen, since = -1, time.monotonic()
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    # Most likely what a killed run left behind on this host: it goes on fetching, and what it
-                    # fetches is what we want.
-                    here = sum(_size(path) or 0 for path in (self.folder / ".staging").rglob("*"))
-                    if here != seen:
-                        seen, since = here, time.monotonic()
-                    elif time.monotonic() - since > self.patience:
-                        raise StoreError(
-                            f"model '{model.name}': another process is fetching into {self.folder} and brought "
-                            f"nothing for {self.patience:.0f} seconds. End it (`fuser {self.folder}` shows it) and "
-                            "run again."
-                        ) from None
-                    time.sleep(min(1.0, self.patience))
-            yield
-        finally:
-            os.close(handle)
 
 
 def _selection(model: Model) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ that file; the next one goes on from its end.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.client
 import os
@@ -15,7 +16,8 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -44,6 +46,48 @@ class TransferError(Exception):
 
 class ChecksumError(TransferError):
     """The bytes came, and are not the bytes that were promised. They were set aside."""
+
+
+class BusyError(TransferError):
+    """Another process works in the same folder and gets nowhere."""
+
+
+@contextmanager
+def alone(folder: Path, progress: Path, patience: float = 300.0) -> Iterator[None]:
+    """Be the only one that fetches into a folder. The lock goes with the process, however it ends.
+
+    Who holds it is most likely what a killed run left behind on this host: it goes on fetching, and what it fetches
+    is what we want. So it is waited for as long as the files under ``progress`` grow.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        seen, since = -1, time.monotonic()
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                here = _bytes_in(progress)
+                if here != seen:
+                    seen, since = here, time.monotonic()
+                elif time.monotonic() - since > patience:
+                    raise BusyError(
+                        f"another process is fetching into {folder} and brought nothing for {patience:.0f} seconds. "
+                        f"End it (`fuser {folder}` shows it) and run again."
+                    ) from None
+                time.sleep(min(1.0, patience))
+        yield
+    finally:
+        os.close(handle)
+
+
+def _bytes_in(place: Path) -> int:
+    total = 0
+    for path in (place, *place.rglob("*")):
+        with suppress(OSError):  # files come and go while we look
+            total += path.stat().st_size
+    return total
 
 
 def redact(url: str) -> str:

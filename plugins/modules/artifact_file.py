@@ -72,22 +72,29 @@ def main() -> None:
     os.umask(0o022)
     dest, url = Path(p["dest"]), artifacts.mirrored(p["url"], p["mirror"])
     shown = transfer.redact(url)
+    transferred = 0
+
+    def in_place() -> bool:
+        return dest.is_file() and transfer.hash_file(dest, transfer.Hashes(None)).sha256() == p["sha256"]
+
     try:
-        if dest.is_file() and transfer.hash_file(dest, transfer.Hashes(None)).sha256() == p["sha256"]:
+        if in_place():
             module.exit_json(changed=False, url=shown, transferred=0)
         if module.check_mode:
             module.exit_json(changed=True, url=shown, transferred=0)
-        received = transfer.download(
-            url,
-            dest,
-            transfer.Source(attempts=p["attempts"], timeout=p["timeout"]),
-            size=p["size"],
-            sha256=p["sha256"],
-            rejected=dest.with_name(dest.name + ".rejected"),
-        )
+        with transfer.alone(dest.parent, transfer.part_of(dest)):
+            if not in_place():  # another run may have brought it while we waited
+                transferred = transfer.download(
+                    url,
+                    dest,
+                    transfer.Source(attempts=p["attempts"], timeout=p["timeout"]),
+                    size=p["size"],
+                    sha256=p["sha256"],
+                    rejected=dest.with_name(dest.name + ".rejected"),
+                ).transferred
     except (transfer.TransferError, OSError) as error:
         module.fail_json(msg=str(error), url=shown)
-    module.exit_json(changed=True, url=shown, transferred=received.transferred)
+    module.exit_json(changed=True, url=shown, transferred=transferred)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ options:
     type: str
     required: true
   units:
-    description: Names of systemd units that must run.
+    description: Names of systemd units that must run, or patterns such as C(postgresql@*).
     type: list
     elements: str
     default: []
@@ -69,7 +69,7 @@ options:
         type: path
         required: true
       ca:
-        description: File of the CA that clients trust.
+        description: File of the CA that clients trust; empty for the CAs of the system.
         type: path
         required: true
       name:

@@ -12,7 +12,7 @@ author: The onprem.llm developers
 description:
   - Open WebUI fills in public services for addresses that are not set, and would send documents and questions there.
     Before the file is written, the installed version's own source is searched for such defaults; each must be set.
-  - The file is replaced at once, or not at all.
+  - The file is replaced at once, or not at all. Its folder is made when it is missing.
 attributes:
   check_mode: {support: full, description: Says whether the file would change.}
   diff_mode: {support: full, description: Shows the settings that differ\, secrets as such.}
@@ -20,6 +20,15 @@ attributes:
 options:
   path: {description: Where to write., type: path, required: true}
   content: {description: 'Lines NAME="value", and comments.', type: str, required: true}
+  stamp:
+    description: A setting to add, whose value is a checksum of everything the process starts with. What a running
+      process has in its environment then tells whether it runs with this file.
+    type: str
+    required: true
+  beside:
+    description: What the process starts with besides the file, such as its unit and its version. Part of the checksum.
+    type: str
+    default: ''
   tree:
     description: Virtual environment of the version that will read the file. In check mode it may be missing.
     type: path
@@ -32,14 +41,17 @@ EXAMPLES = r"""
   onprem.llm.openwebui_env:
     path: /etc/onprem-llm/openwebui/openwebui.env
     content: "{{ lookup('ansible.builtin.template', 'openwebui.env.j2') }}"
+    stamp: ONPREM_LLM_RUNNING
     tree: /opt/onprem-llm/openwebui/0.12.4-py3.11-0123abcd
     mode: "0600"
 """
 
 RETURN = r"""
 settings: {description: Number of settings in the file., type: int, returned: success}
+stamp: {description: The checksum., type: str, returned: success}
 """
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -55,13 +67,20 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "required": True},
             "content": {"type": "str", "required": True, "no_log": True},
+            "stamp": {"type": "str", "required": True},
+            "beside": {"type": "str", "default": ""},
             "tree": {"type": "path", "required": True},
         },
         add_file_common_args=True,
         supports_check_mode=True,
     )
     path, tree = Path(module.params["path"]), Path(module.params["tree"])
-    content = module.params["content"]
+    content = module.params["content"].rstrip("\n") + "\n"
+    stamp = hashlib.sha256((content + "\0" + module.params["beside"]).encode()).hexdigest()
+    name = module.params["stamp"]
+    content += (
+        f"\n# When the running process has another value, a restart is owed.\n{name}={openwebui_env.quote(stamp)}\n"
+    )
     try:
         after = openwebui_env.parse(content)
         package = next(tree.glob("lib/python3*/site-packages/open_webui"), None)
@@ -76,6 +95,7 @@ def main() -> None:
             before = {}
         changed = old != content
         if changed and not module.check_mode:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             handle, part = tempfile.mkstemp(dir=path.parent, prefix=".")
             with os.fdopen(handle, "w") as file:
                 file.write(content)
@@ -84,9 +104,11 @@ def main() -> None:
         module.fail_json(msg=str(error))
     if path.exists():
         changed = module.set_fs_attributes_if_different(module.load_file_common_arguments(module.params), changed)
+    for side in (before, after):
+        side.pop(name, None)
     old_side, new_side = openwebui_env.difference(before, after)
     diff = {"before": old_side, "after": new_side, "before_header": str(path), "after_header": str(path)}
-    module.exit_json(changed=changed, settings=len(after), diff=diff)
+    module.exit_json(changed=changed, settings=len(after), stamp=stamp, diff=diff)
 
 
 if __name__ == "__main__":

@@ -248,10 +248,13 @@ def test_a_document_points_to_what_is_there(document: Path) -> None:
         if "://" not in target and not (document.parent / target).exists():
             problems.append(f"the link {target}")
     for mentioned in re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", text):
-        if "secrets" not in mentioned and not (PROJECT / mentioned).exists():
+        if "secrets" not in mentioned and "NAME" not in mentioned and not (PROJECT / mentioned).exists():
             problems.append(f"the file {mentioned}")
     targets = set(re.findall(r"(?m)^([a-z-]+):", (PROJECT / "Makefile").read_text()))
     problems += [f"`make {goal}`" for goal in re.findall(r"`make ([a-z-]+)", text) if goal not in targets]
+    for file, function in re.findall(r"`(test_\w+\.py)::(test_\w+)`", text):
+        if not any(path.name == file and f"def {function}(" in conventions.text(path) for path in OURS):
+            problems.append(f"the test {file}::{function}")
     assert not problems, f"{name(document)} names what does not exist:" + listed(problems)
 
 

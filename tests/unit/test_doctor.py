@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.onprem.llm.plugins.action import doctor_report
 from ansible_collections.onprem.llm.plugins.module_utils.doctor import finding, front, ports, sockets, units
 from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import DoctorError, Finding
@@ -127,7 +128,12 @@ def test_table_wraps_long_details_under_themselves() -> None:
         ({"ActiveState": "failed", "Result": "exit-code"}, None, "failed", "exit-code"),
         ({"ActiveState": "inactive", "SubState": "dead"}, None, "failed", "inactive (dead)"),
         ({"NRestarts": "7"}, {"NRestarts": "6"}, "failed", "restarts in a loop"),
-        ({"NRestarts": "7", "ActiveState": "activating", "SubState": "auto-restart"}, {"NRestarts": "7"}, "failed", "loop"),
+        (
+            {"NRestarts": "7", "ActiveState": "activating", "SubState": "auto-restart"},
+            {"NRestarts": "7"},
+            "failed",
+            "loop",
+        ),
         ({"NRestarts": "1"}, {"NRestarts": "1"}, "ok", "restarted 1"),  # fell once, and stays up since
     ],
 )
@@ -153,9 +159,28 @@ def test_which_units_deserve_a_second_look(change: dict[str, str], doubt: bool) 
 
 
 def test_units_are_found_by_any_of_their_names() -> None:
-    shown = units.parse("Id=slapd.service\nNames=slapd.service ldap.service\nActiveState=active\n\nId=b.service\nNames=b.service\n")
+    shown = units.parse("Id=slapd.service\nNames=slapd.service ldap.service\n\nId=b.service\nNames=b.service\n")
     found = units.match(["ldap", "b.service", "missing"], shown)
     assert [found[name].get("Id") for name in found] == ["slapd.service", "b.service", None]
+
+
+def test_a_pattern_finds_the_instances_there_are() -> None:
+    shown = [
+        {**UNIT, "Id": f"postgresql@17-{name}.service", "ActiveState": state}
+        for name, state in (("a", "active"), ("b", "failed"))
+    ]
+    findings = units.judge_all("h", ["postgresql@*", "redis@*"], shown, [], NOW)
+    assert [(one.check, one.state) for one in findings] == [
+        ("units.postgresql@17-a", "ok"),
+        ("units.postgresql@17-b", "failed"),
+        ("units.redis@*", "failed"),
+    ]
+
+
+def test_a_second_look_counts_and_the_others_keep_their_first() -> None:
+    young = {**UNIT, "Id": "b.service", "Names": "b.service", "NRestarts": "1"}
+    findings = units.judge_all("h", ["nginx", "b"], [UNIT, young], [{**young, "NRestarts": "2"}], NOW)
+    assert [(one.check, one.state) for one in findings] == [("units.nginx", "ok"), ("units.b", "failed")]
 
 
 def test_a_dot_in_the_name_of_an_instance_is_no_suffix() -> None:
@@ -170,17 +195,17 @@ TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retr
    1: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 222 1 0 100 0 0 10 0
    2: 0BCE4D0A:0016 01CE4D0A:D431 01 00000000:00000000 02:00000000 00000000     0        0 333 2 0 20 4 30 10 -1
 """
-TCP6 = """  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when
-   0: 00000000000000000000000000000000:01BB 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 0 0 0 444
-   1: 00000000000000000000000001000000:1538 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 0 0 0 555
-   2: 0000000000000000FFFF00000100007F:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 0 0 0 666
+TCP6 = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000000000000000000000000000:01BB 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 444
+   1: 00000000000000000000000001000000:1538 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 555
+   2: 0000000000000000FFFF00000100007F:1F90 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 666
 """
 
 
 def test_listening_sockets_are_read_from_proc(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net/tcp").write_text(TCP)
-    (tmp_path / "net/tcp6").write_text(TCP6.replace("0 0 0 ", "0 0 "))
+    (tmp_path / "net/tcp6").write_text(TCP6)
     (tmp_path / "42/fd").mkdir(parents=True)
     (tmp_path / "42/comm").write_text("sshd\n")
     (tmp_path / "42/fd/3").symlink_to("socket:[111]")
@@ -282,7 +307,12 @@ def test_a_port_seen_from_another_host(target: ports.Target, open_: bool, state:
 
 @pytest.mark.parametrize(
     ("address", "says"),
-    [("", "no way"), ("10.0.0.13", "is data1 itself"), ("127.0.0.1", "is data1 itself"), ("10.0.0.1", "none of its ports")],
+    [
+        ("", "no way"),
+        ("10.0.0.13", "is data1 itself"),
+        ("127.0.0.1", "is data1 itself"),
+        ("10.0.0.1", "none of its ports"),
+    ],
 )
 def test_a_controller_without_a_view_is_not_asked(address: str, says: str) -> None:
     (one,) = ports.judge(seen(sources=[]), "controller", address, set(), controller=True)
@@ -347,7 +377,10 @@ def test_report_holds_everything_and_is_written_at_once(tmp_path: Path) -> None:
     read = json.loads((tmp_path / "new/out.json").read_text())
     assert read["ok"] is False
     assert read["counts"] == {"ok": 1, "failed": 1, "not_asked": 0}
-    assert [(one["host"], one["check"]) for one in read["findings"]] == [("web1", "units.nginx"), ("data1", "host.reachable")]
+    assert [(one["host"], one["check"]) for one in read["findings"]] == [
+        ("web1", "units.nginx"),
+        ("data1", "host.reachable"),
+    ]
     assert read["answer"] == {"question": "?"}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.json"]
 

@@ -295,6 +295,17 @@ def test_a_directory_without_checksums_says_so(host: Host) -> None:
     assert not directory(host, folder).changed
 
 
+@pytest.mark.parametrize(("mode", "shared"), [(0o644, os.getuid() == 0), (0o666, False)])
+def test_a_directory_is_shared_only_when_nobody_else_can_write_it(host: Host, mode: int, shared: bool) -> None:
+    folder = host.hub.tree.root / "models"
+    for part in PARTS:
+        (folder / "onprem/m-GGUF" / part).chmod(mode)
+    directory(host, folder, free=0 if shared else 10**9)
+    for part in PARTS:
+        assert (host.home / part).samefile(folder / "onprem/m-GGUF" / part) == shared
+        assert (host.home / part).read_bytes() == (folder / "onprem/m-GGUF" / part).read_bytes()
+
+
 def test_a_directory_with_a_manifest_is_checked_against_it(host: Host, tmp_path: Path) -> None:
     host.run()
     host.home.parents[2].rename(tmp_path / "usb")

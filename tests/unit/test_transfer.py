@@ -228,6 +228,29 @@ def test_credentials_do_not_show() -> None:
     assert transfer.secrets_of(url) == {"hunter2", "abc", "def"}
 
 
+def test_two_at_once_are_one_after_the_other(tmp_path: Path) -> None:
+    part = tmp_path / "file.part"
+    order = []
+
+    def first() -> None:
+        with transfer.alone(tmp_path, part):
+            for _step in range(3):
+                with open(part, "ab") as file:
+                    file.write(b"x")
+                time.sleep(0.1)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    time.sleep(0.05)
+    with pytest.raises(transfer.BusyError, match="brought nothing for 0 seconds"), transfer.alone(tmp_path, part, 0.01):
+        pass
+    with transfer.alone(tmp_path, part):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
 CHILD = """
 import sys
 from pathlib import Path

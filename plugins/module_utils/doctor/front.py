@@ -158,6 +158,8 @@ class Front:
             if self.site.user:
                 jobs.append(Job(["front.login"], self.login, "read the journal of Open WebUI"))
                 found.update(self.together(jobs))
+                if self.token:
+                    self.together([Job([], self.sweep, "")])
                 found.update(self.together(self.user_jobs(found["front.login"])))
             else:
                 found.update(self.together(jobs))
@@ -314,7 +316,7 @@ class Front:
 
     def signin(self, password: str) -> Answer:
         """One sign-in; waits when there were too many from this address."""
-        for wait in (2.0, 4.0, 0.0):
+        for wait in (2.0, 4.0, 6.0, 8.0, 0.0):
             answer = self.client.ask("POST", "/api/v1/auths/ldap", {"user": self.site.user, "password": password})
             if answer.status != 429 or not wait or self.deadline.left() < wait:
                 break
@@ -396,7 +398,6 @@ class Front:
 
     def document(self) -> list[Finding]:
         """Upload, ask, judge. A second attempt with another word, said so: a model may stumble over one."""
-        self.sweep()
         for attempt in (1, 2):
             findings = self.document_once()
             if all(finding.state == OK for finding in findings):
@@ -459,7 +460,7 @@ class Front:
         said = client.ask("GET", "/api/v1/chats/list?include_folders=true&include_pinned=true", token=self.token).json()
         return {str(one["id"]) for one in said} if isinstance(said, list) else set()
 
-    def sweep(self) -> None:
+    def sweep(self) -> list[Finding]:
         """Put what an earlier doctor was killed over on the list of things to delete."""
         self.chats_before = self.chat_ids(self.client)
         mine = self.client.ask("GET", "/api/v1/auths/", token=self.token).json().get("id")
@@ -475,6 +476,7 @@ class Front:
         for one in files if isinstance(files, list) else []:
             if one.get("user_id") == mine and old_work(one.get("filename"), f"{PREFIX}-", one.get("created_at"), old):
                 self.remember("leftover", f"/api/v1/files/{quote(one['id'])}", one["filename"])
+        return []  # clean() reports
 
     def clean(self) -> Finding:
         """Delete what was made, with time of its own, and see that it is gone."""

@@ -41,7 +41,7 @@ def handshake(certificate: str, key: str, ca: str, name: str) -> Any:
     """
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_context.load_cert_chain(certificate, key)
-    client_side = ssl.create_default_context(cafile=ca)
+    client_side = ssl.create_default_context(cafile=ca or None)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = server_context.wrap_bio(to_server, to_client, server_side=True)
     client = client_side.wrap_bio(to_client, to_server, server_hostname=name)
@@ -77,12 +77,14 @@ def judge_dates(check: str, host: str, certificate: Any, limit: int, what: str, 
 
 
 def judge_file(host: str, certificate: str, key: str, ca: str, name: str, limit: int) -> Finding:
-    check = f"certificate.{name}"
+    """``ca`` '': the CAs of the system."""
+    check, trust = f"certificate.{name}", ca or "the system's CAs"
     renew = (
         f"run site.yml for {host} to renew it (a provided certificate: put a new one where tls_certificate_file says)"
     )
     try:
         seen = handshake(certificate, key, ca, name)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        return failed(check, host, f"{certificate} does not convince a client that trusts {ca}: {reason(error)}", renew)
-    return judge_dates(check, host, seen, limit, f"{certificate} is trusted through {ca}", renew)
+        detail = f"{certificate} does not convince a client that trusts {trust}: {reason(error)}"
+        return failed(check, host, detail, renew)
+    return judge_dates(check, host, seen, limit, f"{certificate} is trusted through {trust}", renew)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from fnmatch import fnmatchcase
 
 from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import Finding, failed, ok
 
@@ -76,11 +76,20 @@ def judge(
 
 
 def match(names: Sequence[str], shown: Sequence[Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
-    """Units by the name they were asked by; an alias is shown under its own Id."""
-    return {
-        name: next((unit for unit in shown if full(name) in (unit.get("Id"), *unit.get("Names", "").split())), {})
-        for name in names
-    }
+    """Units by the name they were asked by. An alias is shown under its own Id; a pattern (postgresql@*) finds the
+    instances there are, and none is as wrong as a missing unit."""
+    found: dict[str, Mapping[str, str]] = {}
+    for name in names:
+        wanted = full(name)
+        hits = [unit for unit in shown if wanted in (unit.get("Id"), *unit.get("Names", "").split())]
+        if "*" in name:
+            hits = [unit for unit in shown if fnmatchcase(unit.get("Id", ""), wanted)]
+            found.update({unit["Id"].removesuffix(".service"): unit for unit in hits})
+        if not hits:
+            found[name] = {}
+        elif "*" not in name:
+            found[name] = hits[0]
+    return found
 
 
 def span(seconds: float) -> str:
@@ -99,9 +108,6 @@ def judge_all(
     host: str, names: Sequence[str], first: Sequence[Mapping[str, str]], second: Sequence[Mapping[str, str]], now: float
 ) -> list[Finding]:
     """``second``: what the suspicious ones said on a second look."""
-    once, twice = match(names, first), match(names, second)
-    findings = []
-    for name in names:
-        again: Mapping[str, Any] = twice[name]
-        findings.append(judge(host, name, again, now, once[name]) if again else judge(host, name, once[name], now))
-    return findings
+    once = match(names, first)
+    twice = match(list(once), second)
+    return [judge(host, name, twice[name] or unit, now, unit if twice[name] else None) for name, unit in once.items()]

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A person at the browser: logs in, attaches a knowledge base, asks, reads the cited answer.
+
+Debian's Chromium, driven by Selenium. The site's CA is put into a throw-away NSS store, so TLS is really verified.
+The screenshot is kept in .cache/test/chat.png.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, ask
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+URL = "https://10.77.1.11"
+FACT = "The access code of the Kelora server is QX-4711."
+QUESTION = "What is the access code of the Kelora server?"
+ARGUMENTS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --lang=en-US "
+    "--force-device-scale-factor=1.5 --window-size=1180,760"
+).split()
+
+
+@contextmanager
+def chromium(home: Path, ca_file: Path | None) -> Iterator[webdriver.Chrome]:
+    """A headless Chromium that trusts the system's CAs and ``ca_file``, and is told to overlook nothing."""
+    store = home / ".pki/nssdb"
+    store.mkdir(parents=True)
+    subprocess.run(["certutil", "-d", f"sql:{store}", "-N", "--empty-password"], check=True)
+    if ca_file:
+        trust = ["certutil", "-d", f"sql:{store}", "-A", "-t", "C,,", "-n", "site", "-i", str(ca_file)]
+        subprocess.run(trust, check=True)
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for argument in [*ARGUMENTS, f"--user-data-dir={home}/profile"]:
+        options.add_argument(argument)
+    service = Service("/usr/bin/chromedriver", env={**os.environ, "HOME": str(home)})
+    browser = webdriver.Chrome(options=options, service=service)
+    browser.set_page_load_timeout(60)
+    browser.implicitly_wait(30)
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+def open_page(browser: webdriver.Chrome, url: str) -> None:
+    """A network interface that comes or goes on this machine makes Chromium drop what it loads: once more, then."""
+    try:
+        browser.get(url)
+    except WebDriverException as error:
+        if "ERR_NETWORK_CHANGED" not in str(error):
+            raise
+        browser.get(url)
+
+
+def upload(token: str, ca_file: Path, name: str, text: str) -> str:
+    """Id of an uploaded text file, after its text was turned into vectors."""
+    boundary = uuid.uuid4().hex
+    body = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+        f"Content-Type: text/plain\r\n\r\n{text}\r\n--{boundary}--\r\n"
+    )
+    request = urllib.request.Request(f"{URL}/api/v1/files/?process=true&process_in_background=false", body.encode())
+    request.add_header("Content-Type", f"multipart/form-data; boundary={boundary}")
+    status, answer = ask(request, ca_file, token=token)
+    assert status == 200, answer
+    return answer["id"]
+
+
+@pytest.fixture(scope="module")
+def sign_in(secrets, ca_file):
+    def token(name: str) -> str:
+        status, answer = ask(
+            f"{URL}/api/v1/auths/ldap", ca_file, {"user": name, "password": secrets(f"user_{name}")}
+        )
+        assert status == 200, answer
+        return answer["token"]
+
+    return token
+
+
+@pytest.fixture(scope="module")
+def knowledge(ca_file, sign_in):
+    """Alice's knowledge base with one document; taken away afterwards."""
+    alice = sign_in("alice")
+    status, base = ask(f"{URL}/api/v1/knowledge/create", ca_file, {"name": "Handbook", "description": "IT"}, alice)
+    assert status == 200, base
+    file = upload(alice, ca_file, "handbook.txt", f"{FACT} Internal use only.")
+    status, answer = ask(f"{URL}/api/v1/knowledge/{base['id']}/file/add", ca_file, {"file_id": file}, alice)
+    assert status == 200, answer
+    yield base["id"]
+    ask(f"{URL}/api/v1/knowledge/{base['id']}/delete", ca_file, token=alice, method="DELETE")
+    ask(f"{URL}/api/v1/files/{file}", ca_file, token=alice, method="DELETE")
+
+
+def test_a_person_gets_a_cited_answer(tmp_path, ca_file, secrets, knowledge):
+    picture = PROJECT / ".cache/test/chat.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    with chromium(tmp_path, ca_file) as browser:
+        open_page(browser, URL)
+        browser.find_element(By.ID, "username").send_keys("alice")
+        browser.find_element(By.ID, "password").send_keys(secrets("user_alice") + Keys.ENTER)
+        box = browser.find_element(By.ID, "chat-input")
+        box.click()
+        box.send_keys("#Handbook")
+        browser.find_element(By.XPATH, "//button[contains(., 'Handbook')]")
+        box.send_keys(Keys.ENTER)
+        browser.find_element(By.XPATH, "//*[contains(text(), 'Collection')]")
+        box.send_keys(QUESTION + Keys.ENTER)
+        page = browser.find_element(By.TAG_NAME, "body")
+        try:
+            WebDriverWait(browser, 60).until(lambda _: "QX-4711" in page.text and "1 Source" in page.text)
+        finally:
+            browser.save_screenshot(str(picture))
+        assert "handbook.txt" in page.text
+
+
+def test_a_browser_that_does_not_trust_the_ca_refuses(tmp_path):
+    with chromium(tmp_path, None) as browser, pytest.raises(WebDriverException, match="ERR_CERT_AUTHORITY_INVALID"):
+        open_page(browser, URL)
+
+
+def test_nobody_reads_what_belongs_to_another(ca_file, sign_in, knowledge):
+    bob = sign_in("bob")
+    assert ask(f"{URL}/api/v1/knowledge/{knowledge}", ca_file, token=bob)[0] in (400, 401, 403, 404)
+    chat = {
+        "model": "tiny-chat",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "files": [{"type": "collection", "id": knowledge}],
+    }
+    status, answer = ask(f"{URL}/api/chat/completions", ca_file, chat, bob)
+    assert "QX-4711" not in str(answer), (status, answer)
