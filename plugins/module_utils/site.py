@@ -13,6 +13,8 @@ NEEDS = {
     "llamacpp": ("inference", "engine groups choose among the hosts of inference"),
     "openwebui": ("nginx", "a web application is reached through the nginx of its own host"),
 }
+# Groups of which a site has one member at most.
+SINGLE = {"postgresql": "One database", "nginx": "One front door", "openldap": "One bundled directory"}
 
 
 def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str]) -> list[str]:
@@ -38,24 +40,21 @@ def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str]) -> l
                 problems.append(
                     f"inventory: '{host}' is a member of {group} but not of {needed}: {why}. Add it to {needed}."
                 )
-    if len(groups.get("postgresql", [])) > 1:
-        problems.append(
-            f"inventory: the group postgresql has {len(groups['postgresql'])} members "
-            f"({', '.join(groups['postgresql'])}). One database serves a site; leave one."
-        )
+    for group, what in SINGLE.items():
+        members = groups.get(group, [])
+        if len(members) > 1:
+            problems.append(
+                f"inventory: the group {group} has {len(members)} members ({', '.join(members)}). "
+                f"{what} serves a site; leave one."
+            )
     if groups.get("openwebui") and not groups.get("postgresql"):
         problems.append("inventory: openwebui has members but postgresql has none. Put a host into postgresql.")
-    if len(groups.get("nginx", [])) > 1:
-        problems.append(
-            f"inventory: the group nginx has {len(groups['nginx'])} members ({', '.join(groups['nginx'])}). "
-            "One front door serves a site; leave one."
-        )
     return problems
 
 
 def check_identity(site: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> list[str]:
     """Who may log in, and against what."""
-    problems = []
+    problems: list[str] = []
     if not groups.get("openwebui"):
         return problems
     for name in ("ldap_host", "ldap_base", "ldap_bind_dn", "ldap_bind_password"):
@@ -64,7 +63,7 @@ def check_identity(site: Mapping[str, Any], groups: Mapping[str, Sequence[str]])
                 f"{name} is empty: nobody could log in. Set it in the inventory (identity.yml), "
                 "or put a host into the group openldap and use the directory it brings."
             )
-    if int(site.get("ldap_port") or 0) == 389:
+    if str(site.get("ldap_port")) == "389":
         problems.append(
             "ldap_port is 389, where LDAP speaks clear text; Open WebUI has no StartTLS. "
             "Use the directory's LDAPS port, usually 636."

@@ -14,7 +14,7 @@ description:
     hash, only ready-made wheels are taken, nothing beyond the lock is installed. A marker is written last; a folder
     without it, left by a run that was killed, is built anew.
   - With I(state=pruned), removes finished versions beyond the newest I(keep). What the symlink I(root)/current points
-    to stays.
+    to stays. A lock file I(root)/NAME.txt goes with its version.
   - Packages come from where the host's pip takes them, unless I(index) or I(wheels) says otherwise.
 attributes:
   check_mode: {support: full, description: Says whether it would build or remove something.}
@@ -128,6 +128,7 @@ def prune(module: AnsibleModule, root: Path) -> list[str]:
         # Without its marker first: a removal that is cut short leaves nothing that counts as finished.
         (root / name / MARKER).unlink()
         shutil.rmtree(root / name)
+        (root / f"{name}.txt").unlink(missing_ok=True)
     return names
 
 

@@ -222,7 +222,7 @@ def test_network_cut_and_full_disk(lab: Bench) -> None:
     lab.testhost("net", "it-one", "h2", "heal")
     assert reaches(30)
     lab.testhost("fill", "it-one", "h2")
-    full = lab.run(TESTHOST, "exec", "it-one", "h2", "dd", "if=/dev/zero", "of=/root/more", "bs=64k", "count=1")
+    full = lab.run(TESTHOST, "exec", "it-one", "h2", "dd", "if=/dev/zero", "of=/var/tmp/more", "bs=64k", "count=1")
     assert "No space left on device" in full.stderr
     assert "has no disk of its own" in lab.refusal("fill", "it-one", "h1")
 

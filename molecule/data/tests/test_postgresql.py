@@ -12,6 +12,8 @@ UNIT = "postgresql@17-main"
 LOGIN = f"host={ADDRESS} dbname=openwebui user=openwebui connect_timeout=5"
 TLS = f"sslmode=verify-full sslrootcert={CA}"
 
+testinfra_hosts = ["ansible://data1"]
+
 app1 = host("app1")
 data1 = host("data1")
 
@@ -113,6 +115,7 @@ def test_the_server_comes_back_after_a_crash_with_its_data(password):
 def test_a_run_that_broke_off_is_made_good_by_the_next():
     """Files were written, the service was not told: as after a run killed between the two."""
     start = "select pg_postmaster_start_time()"
+    assert data1.service(UNIT).is_running
     before = superuser(start)
     data1.check_output("touch /etc/postgresql/17/main/conf.d/onprem-llm.conf")
     assert converge("--limit", "data1")[:2] == (0, 1)

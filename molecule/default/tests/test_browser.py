@@ -27,11 +27,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 URL = "https://10.77.1.11"
 FACT = "The access code of the Kelora server is QX-4711."
 QUESTION = "What is the access code of the Kelora server?"
-ARGUMENTS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --lang=en-US "
-    "--force-device-scale-factor=1.5 --window-size=1180,760"
-).split()
+ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--lang=en-US", "--force-device-scale-factor=1.5", "--window-size=1180,760"]
 
 
 @contextmanager
@@ -117,9 +113,9 @@ def test_a_person_gets_a_cited_answer(tmp_path, ca_file, secrets, knowledge):
         box = browser.find_element(By.ID, "chat-input")
         box.click()
         box.send_keys("#Handbook")
-        browser.find_element(By.XPATH, "//button[contains(., 'Handbook')]")
-        box.send_keys(Keys.ENTER)
-        browser.find_element(By.XPATH, "//*[contains(text(), 'Collection')]")
+        # The list of what can be attached opens; a click takes the knowledge base and empties the box.
+        browser.find_element(By.XPATH, "//button[contains(., 'Handbook') and not(contains(., '#'))]").click()
+        WebDriverWait(browser, 20).until(lambda _: "#" not in box.text)
         box.send_keys(QUESTION + Keys.ENTER)
         page = browser.find_element(By.TAG_NAME, "body")
         try:
@@ -130,8 +126,13 @@ def test_a_person_gets_a_cited_answer(tmp_path, ca_file, secrets, knowledge):
 
 
 def test_a_browser_that_does_not_trust_the_ca_refuses(tmp_path):
-    with chromium(tmp_path, None) as browser, pytest.raises(WebDriverException, match="ERR_CERT_AUTHORITY_INVALID"):
-        open_page(browser, URL)
+    with chromium(tmp_path, None) as browser:
+        try:
+            open_page(browser, URL)
+            said = browser.page_source
+        except WebDriverException as error:
+            said = str(error)
+        assert "ERR_CERT_AUTHORITY_INVALID" in said
 
 
 def test_nobody_reads_what_belongs_to_another(ca_file, sign_in, knowledge):
