@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +74,51 @@ def ask(
         return status, text
 
 
+def command(*arguments: str) -> list[str]:
+    """How a person runs a playbook of the project against the scenario's inventory."""
+    return [str(PROJECT / ".venv/bin/ansible-playbook"), "-i", str(INVENTORY), *arguments]
+
+
+def environment() -> dict[str, str]:
+    """For ``command``: nothing of molecule's, and the way to the lab's hosts."""
+    ours = {"ANSIBLE_SSH_ARGS": f"-F {SSH_CONFIG} -o ControlMaster=auto -o ControlPersist=60s"}
+    return {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")} | ours
+
+
 def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a playbook of the project against the scenario's inventory, as a person would."""
+    """Runs a playbook to its end."""
     return subprocess.run(
-        [str(PROJECT / ".venv/bin/ansible-playbook"), "-i", str(INVENTORY), *arguments],
+        command(*arguments),
         cwd=PROJECT,
-        env={k: v for k, v in os.environ.items() if not k.startswith("ANSIBLE_")}
-        | {"ANSIBLE_SSH_ARGS": f"-F {SSH_CONFIG} -o ControlMaster=auto -o ControlPersist=60s"},
+        env=environment(),
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+#: Services whose restart would be a change. Patterns that match nothing are fine.
+SERVICES = ("llamacpp@*", "postgresql@*", "slapd", "openwebui", "nginx", "onprem-llm-firewall")
+#: What services write by themselves.
+CHURN = ("/var/lib/postgresql", "/var/lib/openwebui", "/var/lib/ldap", "/var/lib/systemd", "/var/lib/nginx")
+
+
+@contextmanager
+def untouched(host: Any, but: str = "") -> Iterator[None]:
+    """Meanwhile no file, package, firewall rule or service of the host changes, except files that match ``but``."""
+    mark = "/run/untouched"
+    show = f"nft list ruleset; systemctl show --property=Id,InvocationID,ActiveState {' '.join(SERVICES)}"
+    before = host.check_output(f"touch {mark}; {show}")
+    yield
+    prune = " -o ".join(f"-path {folder}" for folder in CHURN)
+    found = host.check_output(
+        f"find /etc /opt /srv /usr/local /var/lib -xdev \\( {prune} \\) -prune -o -cnewer {mark} -print"
+    ).splitlines()
+    assert not [path for path in found if not (but and re.fullmatch(but, path))]
+    assert host.check_output(show) == before
+
+
+def one_line(text: str) -> str:
+    """What was said, however it was wrapped."""
+    return " ".join(text.split())

@@ -17,6 +17,23 @@ LOOPBACK = re.compile(r"^(localhost|127(\.\d+){3}|\[?::1\]?|0\.0\.0\.0)$")
 ADDRESS_NAME = re.compile(r"(URL|URLS|URI|ENDPOINT|HOST)$")
 SECRET_NAME = re.compile(r"(KEY|KEYS|PASSWORD|SECRET|TOKEN|DATABASE_URL|DB_URL|_DN)$")
 
+# Read by libraries, not by Open WebUI itself.
+FOREIGN = {
+    "ANONYMIZED_TELEMETRY",
+    "DO_NOT_TRACK",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "HOME",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "OMP_NUM_THREADS",
+    "REQUESTS_CA_BUNDLE",
+    "SCARF_NO_ANALYTICS",
+    "SSL_CERT_FILE",
+    "TZ",
+}
+
 
 class OpenWebuiEnvError(Exception):
     """The file must not land like this. The text says why and what to do."""
@@ -118,6 +135,16 @@ def check(settings: Mapping[str, str], sources: Iterable[str]) -> None:
             f"{', '.join(missing)}. Nothing was written. Give each a value in openwebui_settings; {NOWHERE} switches "
             "it off."
         )
+
+
+def unread(settings: Iterable[str], sources: Iterable[str]) -> list[str]:
+    """Settings that no source names: mistyped, or renamed by a newer version."""
+    left = {name for name in settings if name not in FOREIGN}
+    for source in sources:
+        left = {name for name in left if f"'{name}'" not in source and f'"{name}"' not in source}
+        if not left:
+            break
+    return sorted(left)
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, str]:

@@ -51,7 +51,10 @@ def pip_settings(config_list: str) -> dict[str, str]:
 
 
 def uv_environment(pip: Mapping[str, str], index: str, wheels: str, cache: str) -> dict[str, str]:
-    """Environment for uv: ``index`` and ``wheels`` where given, else what pip was told on this host."""
+    """Environment for uv: ``index`` and ``wheels`` where given, else what pip was told on this host.
+
+    UV_NO_INDEX is ours: uv has it as an option only.
+    """
     env = {"UV_NO_CONFIG": "1", "UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": cache, "UV_NO_PROGRESS": "1"}
     if pip.get("cert"):
         env["SSL_CERT_FILE"] = pip["cert"]

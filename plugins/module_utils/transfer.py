@@ -360,7 +360,8 @@ def download(
         os.replace(part, rejected)
         raise ChecksumError(
             f"{shown}: the bytes are not the ones promised: expected {wrong[0]}, got {wrong[1]} "
-            f"({human(hashes.size)}). They were set aside as {rejected} and are not used"
+            f"({human(hashes.size)}). They were set aside as {rejected} and are not used. Run again; if it stays so, a "
+            "proxy or mirror on the way changes them, or the checksum that was promised is wrong"
         )
 
 

@@ -19,7 +19,9 @@ attributes:
   check_mode:
     support: partial
     description: Names the entries that would be resolved. Their values are unknown, because the network is not used.
-  diff_mode: {support: full, description: Shows the file before and after; in check mode with a question mark for the values.}
+  diff_mode:
+    support: full
+    description: Shows the file before and after; in check mode with a question mark for the values.
   idempotent: {support: full, description: A resolved entry is not looked at again.}
 options:
   path: {description: The file., type: path, required: true}

@@ -12,6 +12,7 @@ author: The onprem.llm developers
 description:
   - Open WebUI fills in public services for addresses that are not set, and would send documents and questions there.
     Before the file is written, the installed version's own source is searched for such defaults; each must be set.
+  - A setting that this version never reads is named in a warning.
   - The file is replaced at once, or not at all. Its folder is made when it is missing.
 attributes:
   check_mode: {support: full, description: Says whether the file would change.}
@@ -94,6 +95,11 @@ def main() -> None:
         except OpenWebuiEnvError:
             before = {}
         changed = old != content
+        # Only then: it reads the whole package.
+        files = package.rglob("*.py") if changed and package else []
+        unread = openwebui_env.unread(set(after) - {name}, (file.read_text() for file in files)) if files else []
+        if unread:
+            module.warn(f"This version of Open WebUI reads no setting {', '.join(unread)}: mistyped, or renamed?")
         if changed and not module.check_mode:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             handle, part = tempfile.mkstemp(dir=path.parent, prefix=".")

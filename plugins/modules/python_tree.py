@@ -13,8 +13,8 @@ description:
   - With I(state=present), builds the virtual environment I(root)/I(name) from I(lock). Every file is verified by its
     hash, only ready-made wheels are taken, nothing beyond the lock is installed. A marker is written last; a folder
     without it, left by a run that was killed, is built anew.
-  - With I(state=pruned), removes finished versions beyond the newest I(keep). What the symlink I(root)/current points
-    to stays. A lock file I(root)/NAME.txt goes with its version.
+  - With I(state=pruned), removes finished versions beyond the newest I(keep), and unfinished ones. What the symlink
+    I(root)/current points to stays. A lock file I(root)/NAME.txt goes with its version.
   - Packages come from where the host's pip takes them, unless I(index) or I(wheels) says otherwise.
 attributes:
   check_mode: {support: full, description: Says whether it would build or remove something.}
@@ -59,7 +59,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.onprem.llm.plugins.module_utils import python_tree
+from ansible_collections.onprem.llm.plugins.module_utils import python_tree, transfer
 from ansible_collections.onprem.llm.plugins.module_utils.python_tree import MARKER, PythonTreeError
 
 
@@ -107,6 +107,7 @@ def build(module: AnsibleModule, tree: Path) -> dict[str, Any]:
     run(module, "Making the virtual environment", [program, "venv", "--python", p["python"], str(tree)], env)
     install = [program, "pip", "install", "--quiet", "--python", str(tree), "--no-deps", "--require-hashes"]
     install += ["--only-binary", ":all:", "--requirement", p["lock"]]
+    install += ["--no-index"] if "UV_NO_INDEX" in env else []
     install += ["--compile-bytecode"] if p["compile"] else []
     run(module, f"Installing {lock.count('==')} packages from {source}", install, env)
     # The marker must not survive a power cut that the files before it do not.
@@ -124,9 +125,12 @@ def prune(module: AnsibleModule, root: Path) -> list[str]:
     markers = [marker for marker in root.glob(f"[!.]*/{MARKER}") if not marker.parent.is_symlink()]
     trees = [python_tree.Tree(marker.parent.name, marker.stat().st_mtime) for marker in markers]
     names = python_tree.superfluous(trees, current, module.params["keep"]) if current else []
+    finished = {tree.name for tree in trees}
+    unfinished = (folder for folder in root.glob("[!.]*") if folder.is_dir() and not folder.is_symlink())
+    names += [folder.name for folder in unfinished if current and folder.name not in finished]
     for name in names if not module.check_mode else []:
-        # Without its marker first: a removal that is cut short leaves nothing that counts as finished.
-        (root / name / MARKER).unlink()
+        # Its marker first: a removal that is cut short leaves nothing that counts as finished.
+        (root / name / MARKER).unlink(missing_ok=True)
         shutil.rmtree(root / name)
         (root / f"{name}.txt").unlink(missing_ok=True)
     return names
@@ -159,8 +163,12 @@ def main() -> None:
         tree = root / module.params["name"]
         if (tree / MARKER).exists():
             module.exit_json(changed=False, removed=[])
-        result = {} if module.check_mode else build(module, tree)
-    except (PythonTreeError, OSError) as error:
+        result = {}
+        if not module.check_mode:
+            # What a killed run left behind on this host goes on building: it is waited for.
+            with transfer.alone(root, tree):
+                result = {} if (tree / MARKER).exists() else build(module, tree)
+    except (PythonTreeError, transfer.BusyError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=True, removed=[], **result)
 

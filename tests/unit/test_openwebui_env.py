@@ -47,6 +47,10 @@ def test_refuses_an_address_left_out_or_empty(left_out: str) -> None:
             env.check(settings, [SOURCE])
 
 
+def test_names_settings_that_nothing_reads() -> None:
+    assert env.unread(["CHAT_URL", "CHAT_URLL", "HOME", "GONE"], [SOURCE, 'x = os.environ["GONE"]']) == ["CHAT_URLL"]
+
+
 @pytest.mark.parametrize("value", ["", "plain", 'say "hi" \\ `now` $HOME', "two\nlines", "#no comment", "trailing\\"])
 def test_a_quoted_value_is_read_back(value: str) -> None:
     text = f"# about\n\nFIRST={env.quote(value)}\nSECOND={env.quote('x')}\n"

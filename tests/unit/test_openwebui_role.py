@@ -47,6 +47,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"Python on localhost is 3\.13.*supports 3\.11 and 3\.12.*Debian 12 or Ubuntu.*openwebui_python.*"
         r"openwebui_allow_unsupported_python",
     ),
+    "the same, refused on the command line": (
+        {"__openwebui_python": "3.13", "openwebui_allow_unsupported_python": "false"},
+        r"Python on localhost is 3\.13",
+    ),
     "a Python without a lock": (
         {"__openwebui_python": "3.14", "openwebui_allow_unsupported_python": True},
         r"no lock file requirements/openwebui/py3\.14\.txt",
@@ -76,7 +80,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"openwebui_chunk_size": 100, "openwebui_chunk_overlap": 100},
         "openwebui_chunk_overlap is 100 and openwebui_chunk_size 100",
     ),
-    "clear text LDAP": ({"openwebui_ldap_port": 389}, "openwebui_ldap_port is 389.*clear text.*636"),
+    "clear text LDAP": ({"openwebui_ldap_port": "389"}, "openwebui_ldap_port is 389.*clear text.*636"),
     "half an LDAP login": ({"openwebui_ldap_bind_password": ""}, "openwebui_ldap_bind_password is empty"),
     "LDAP by address with a Python that cannot verify it": (
         {"__openwebui_python": "3.12", "openwebui_ldap_host": "10.0.0.4"},

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from functools import partial
 from typing import Any
 
 import testinfra
@@ -26,6 +27,10 @@ def converge(*arguments: str, **variables: Any) -> tuple[int, int, str]:
     found = re.search(r"data1\s+: ok=\d+\s+changed=(\d+)", said)
     assert found, said
     return result.returncode, int(found[1]), said
+
+
+converge_postgresql = partial(converge, "--tags", "postgresql")
+converge_openldap = partial(converge, "--tags", "openldap")
 
 
 def one_line(text: str) -> str:

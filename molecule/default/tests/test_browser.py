@@ -27,7 +27,21 @@ from selenium.webdriver.support.wait import WebDriverWait
 URL = "https://10.77.1.11"
 FACT = "The access code of the Kelora server is QX-4711."
 QUESTION = "What is the access code of the Kelora server?"
-ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--lang=en-US", "--force-device-scale-factor=1.5", "--window-size=1180,760"]
+ARGUMENTS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--lang=en-US",
+    "--force-device-scale-factor=1.5",
+    "--window-size=1180,760",
+]
 
 
 @contextmanager
@@ -80,9 +94,7 @@ def upload(token: str, ca_file: Path, name: str, text: str) -> str:
 @pytest.fixture(scope="module")
 def sign_in(secrets, ca_file):
     def token(name: str) -> str:
-        status, answer = ask(
-            f"{URL}/api/v1/auths/ldap", ca_file, {"user": name, "password": secrets(f"user_{name}")}
-        )
+        status, answer = ask(f"{URL}/api/v1/auths/ldap", ca_file, {"user": name, "password": secrets(f"user_{name}")})
         assert status == 200, answer
         return answer["token"]
 
