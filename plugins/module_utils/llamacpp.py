@@ -67,15 +67,15 @@ def parse_version(text: str) -> tuple[str, int | None]:
 
 
 def below_floor(version: str, build: int | None, minimum_build: int, minimum_version: str) -> str:
-    """Why a program may not be run, or nothing. Built outside a git tree it prints build 0, which says nothing:
-    then its release counts, and a program that tells neither is refused."""
+    """Why a program may not be run; empty when it may.
+
+    Compiled outside git it prints build 0, which says nothing: then its release counts.
+    """
+    if not minimum_build:
+        return ""
     if build:
         return f"is build {build}; the oldest that may be run is {minimum_build}" if build < minimum_build else ""
-    release, lowest = (re.match(r"(\d+)\.(\d+)\.(\d+)", text) for text in (version, minimum_version))
-    if lowest is None or (release is None and not minimum_build):
-        return ""
-    if release is None:
-        return f"calls itself '{version}' and names no build, so nobody can tell whether it is {minimum_build} or later"
-    numbers = [tuple(map(int, found.groups())) for found in (release, lowest)]
-    too_old = numbers[0] < numbers[1]
-    return f"is release {version}; the oldest that may be run is {minimum_version}" if too_old else ""
+    release, lowest = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, minimum_version))
+    if "." not in version or not lowest:
+        return f"calls itself '{version}' and names no build: nobody can tell whether it is {minimum_build} or later"
+    return f"is release {version}; the oldest that may be run is {minimum_version}" if release < lowest else ""

@@ -27,6 +27,10 @@ options:
     description: Oldest build number that may be run.
     type: int
     default: 0
+  minimum_version:
+    description: Oldest release that may be run, for a program that names no build number.
+    type: str
+    default: ''
   minimum_reason:
     description: Why older builds may not be run.
     type: str
@@ -46,7 +50,7 @@ version:
   returned: success
   type: str
 build:
-  description: Build number, null when the program does not print one.
+  description: Build number, null when the program does not print one, 0 when it was compiled outside git.
   returned: success
   type: int
 """
@@ -62,6 +66,7 @@ def main() -> None:
             "executable": {"type": "path", "required": True},
             "options": {"type": "list", "elements": "str", "default": []},
             "minimum_build": {"type": "int", "default": 0},
+            "minimum_version": {"type": "str", "default": ""},
             "minimum_reason": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
@@ -74,12 +79,10 @@ def main() -> None:
             "The build does not run on this machine; another llamacpp_install_method may."
         )
     version, build = llamacpp.parse_version(out + err)
-    floor = module.params["minimum_build"]
-    if build is not None and build < floor:
-        module.fail_json(
-            msg=f"{program} is build {build}; the oldest that may be run is {floor} "
-            f"({module.params['minimum_reason']}). Choose a newer llamacpp_archive."
-        )
+    p = module.params
+    problem = llamacpp.below_floor(version, build, p["minimum_build"], p["minimum_version"])
+    if problem:
+        module.fail_json(msg=f"{program} {problem} ({p['minimum_reason']}). Choose a newer llamacpp_archive.")
     code, out, err = module.run_command([program, "--help"])
     unknown = llamacpp.unknown_options(module.params["options"], out + err)
     if unknown:

@@ -6,14 +6,19 @@ The help text is that of Debian's llama.cpp 0.7.0 (build 11669), shortened to wh
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.onprem.llm.plugins.module_utils import llamacpp
 from ansible_collections.onprem.llm.plugins.module_utils.placement import pins
+from ansible_collections.onprem.llm.plugins.modules import llamacpp_info
 
 HELP = (Path(__file__).parents[1] / "fixtures/llama-server-help-0.7.0.txt").read_text()
 
@@ -23,6 +28,9 @@ def placement(kind: str = "chat", **flags: Any) -> pins.Placement:
     return pins.complete(
         {"model": "tiny", "host": "h", "engine": "llamacpp", "port": 9101, "flags": flags}, model, "/srv/llm/served"
     )
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_flags_of_a_chat_model() -> None:
@@ -132,3 +140,50 @@ def test_an_option_of_older_releases_is_reported() -> None:
 )
 def test_version(text: str, found: tuple[str, int | None]) -> None:
     assert llamacpp.parse_version(text) == found
+
+
+@pytest.mark.parametrize(
+    ("version", "build", "problem"),
+    [
+        ("0.7.0", 11669, ""),
+        ("8146", 8146, ""),
+        ("8145", 8145, "is build 8145; the oldest that may be run is 8146"),
+        # From a tarball, so outside git.
+        ("0.7.0", 0, ""),
+        ("0.5.0-dev", 0, ""),
+        ("0.7.0", None, ""),
+        ("0.0.9", 0, "is release 0.0.9; the oldest that may be run is 0.1.0"),
+        ("0", 0, "calls itself '0' and names no build: nobody can tell whether it is 8146 or later"),
+        ("unknown", None, "calls itself 'unknown' and names no build: nobody can tell whether it is 8146 or later"),
+    ],
+)
+def test_floor(version: str, build: int | None, problem: str) -> None:
+    """T4: a program with published holes is not run, nor one that does not say what it is."""
+    assert llamacpp.below_floor(version, build, 8146, "0.1.0") == problem
+    assert llamacpp.below_floor(version, build, 0, "") == ""
+
+
+@pytest.mark.parametrize(
+    ("says", "problem"),
+    [
+        ("version: 0.7.0 (build 11669, commit x)", ""),
+        ("version: 8000 (d0061be)", "is build 8000; the oldest that may be run is 8146 (why). Choose a newer"),
+        ("version: 0 (unknown)", "names no build"),
+    ],
+)
+def test_an_old_program_stops_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], says: str, problem: str
+) -> None:
+    """T4: the floors of this project, asked of the installed program as the role asks."""
+    program = tmp_path / "llama-server"
+    program.write_text(f"#!/bin/sh\necho '{says}'\n")
+    program.chmod(0o755)
+    floors = yaml.safe_load((ROOT / "group_vars/all/floors.yml").read_text())["version_floors"]
+    task = yaml.safe_load((ROOT / "roles/llamacpp/tasks/configure.yml").read_text())[0]["onprem.llm.llamacpp_info"]
+    asked = {key: re.search(r"\{\{ version_floors\.(\w+)", str(value)) for key, value in task.items()}
+    given = {key: floors[found[1]] for key, found in asked.items() if found}
+    with patch_module_args({"executable": str(program), "minimum_reason": "why", **given}), pytest.raises(SystemExit):
+        llamacpp_info.main()
+    answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert answer.get("failed", False) == bool(problem), answer
+    assert problem in answer.get("msg", "")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""T1 and T12, as far as no host is needed: where engines listen, who must show a key, what is kept quiet."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+from conventions import PROJECT, ROLE_NAMES, module_of, role
+
+HOSTS = {"gpu1": {"fleet_address": "192.0.2.11"}, "web1": {"fleet_address": "192.0.2.12"}}
+SITE = {
+    "inventory_hostname": "gpu1",
+    "hostvars": HOSTS,
+    "etc_dir": "/etc/onprem-llm",
+    "opt_dir": "/opt/onprem-llm",
+    "served_dir": "/srv/llm/served",
+    "fleet_address": "192.0.2.11",
+    "tls_dir": "/etc/onprem-llm/tls",
+}
+
+
+def rendered(name: str, template: str, **variables: Any) -> str:
+    """A text of a role: a template's file name, or an expression; with the role's own variables below these."""
+    path = PROJECT / f"roles/{name}/templates/{template}"
+    text = path.read_text() if path.exists() else template
+    known = {**role(name).defaults, **role(name).vars, **SITE, **variables}
+    templar = Templar(loader=DataLoader(), variables={key: trusted(value) for key, value in known.items()})
+    return str(templar.template(trust_as_template(text)))
+
+
+def trusted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: trusted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [trusted(item) for item in value]
+    return trust_as_template(value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize(
+    ("clients", "address"),
+    [([], "127.0.0.1"), (["gpu1"], "127.0.0.1"), (["web1"], "192.0.2.11"), (["gpu1", "web1"], "192.0.2.11")],
+)
+def test_an_engine_listens_no_further_than_its_clients(clients: list[str], address: str) -> None:
+    """T1"""
+    assert rendered("llamacpp", "{{ __llamacpp_address }}", llamacpp_clients=clients) == address
+
+
+def test_an_engine_is_started_with_a_key_that_no_argument_tells() -> None:
+    """T1, T12"""
+    unit = rendered("llamacpp", "llamacpp@.service.j2", llamacpp_clients=["web1"], llamacpp_api_key="canary")
+    assert re.search(r"(?m)^ExecStart=\S+/llama-server --api-key-file %d/api_key ", unit)
+    assert re.search(r"(?m)^LoadCredential=api_key:", unit)
+    assert re.search(r"(?m)^IPAddressDeny=any\nIPAddressAllow=localhost( 192\.0\.2\.1[12])+$", unit)
+    assert "canary" not in unit
+
+
+def locations(config: str) -> list[tuple[str, str]]:
+    """Each location of an nginx configuration: what it is for, and what is in its braces."""
+    found = []
+    for start in re.finditer(r"\blocation ([^{]+?) \{", config):
+        depth, end = 1, start.end()
+        while depth:
+            depth += {"{": 1, "}": -1}.get(config[end], 0)
+            end += 1
+        found.append((start[1], config[start.end() : end - 1]))
+    return found
+
+
+def test_every_way_to_a_model_wants_the_key() -> None:
+    """T1: at the door, each place that answers for a model first looks at the key, on every server."""
+    engine = {"model": "tiny", "servers": [{"address": "127.0.0.1", "port": 9101}]}
+    config = rendered(
+        "nginx",
+        "nginx.conf.j2",
+        nginx_engines=[engine],
+        nginx_vhosts=[{"server_name": "x", "upstream": "127.0.0.1:3000"}],
+        ansible_facts={"distribution": "Debian", "distribution_major_version": "13"},
+        nginx_certificate="x",
+        nginx_certificate_key="x",
+        nginx_public_name="x",
+    )
+    places = [(place, body) for place, body in locations(config) if "engine" in place]
+    assert len(places) == 2 * 4, places
+    for place, body in places:
+        guarded = "if ($engine_key_ok = 0) { return 401" in body
+        closed = "internal;" in body or re.fullmatch(r"\s*return 404;\s*", body)
+        assert guarded or closed, f"location {place}: {body}"
+    keys = rendered("nginx", "engine_key.conf.j2", nginx_engine_api_key="k")
+    assert re.search(r'default 0;\s+"Bearer k" 1;\s+\}', keys)
+
+
+SECRET = re.compile(r"password|api_key|secret_key|private")
+
+
+@pytest.mark.parametrize("name", ROLE_NAMES)
+def test_a_task_that_writes_a_secret_is_quiet(name: str) -> None:
+    """T12: neither what it wrote nor the difference to before is shown. Modules of our own declare it themselves."""
+    loud = []
+    for task in role(name).tasks:
+        arguments = module_of(task, "copy", "template", "lineinfile", "blockinfile", "command", "shell", "uri") or {}
+        text = str(arguments)
+        if isinstance(arguments, dict) and (source := arguments.get("src")):
+            path = PROJECT / f"roles/{name}/templates/{source}"
+            text += path.read_text() if path.exists() and "template" in str(sorted(task)) else ""
+        variables = " ".join(re.findall(r"\{\{(.*?)\}\}", text, re.DOTALL))
+        quiet = task.get("no_log") is True and task.get("diff") is False
+        if SECRET.search(re.sub(r"\w*(folder|path|file|_dir)\b", "", variables)) and not quiet:
+            loud.append(task.get("name"))
+    assert not loud, f"roles/{name}: no_log: true and diff: false belong on: {', '.join(loud)}"
