@@ -1,16 +1,69 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Waiting for a service: is its unit alive, does its health URL answer?"""
+"""A systemd unit that shall run with its present configuration: what is owed to it, and waiting until it answers."""
 
 from __future__ import annotations
 
+import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 
 class ServiceError(Exception):
     """The service died or did not answer in time. The text says which."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What systemd says of a unit. Times are seconds since the epoch; 0 means never."""
+
+    active: str  # ActiveState: active, inactive, failed, activating …
+    enabled: bool
+    unit_changed: bool  # NeedDaemonReload
+    started: float  # when its main process started
+    loaded: float  # when it last started or reloaded
+
+
+def newer(paths: Iterable[str], since: float) -> list[str]:
+    """Files among ``paths``, and in the folders among them, that changed after ``since``. Links count, not followed."""
+    found = []
+    for path in paths:
+        if not os.path.lexists(path):
+            continue
+        inside = [path]
+        if os.path.isdir(path) and not os.path.islink(path):
+            # A folder itself changes when a file in it comes or goes.
+            inside = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in ["", *names]]
+        found += [name for name in inside if os.lstat(name).st_ctime > since]
+    return sorted(found)
+
+
+def owed(state: State, restart_on: Iterable[str], reload_on: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Actions that bring a unit up to date, in order, and why.
+
+    A file is compared with the running process, not with what this run changed. So a run that broke off between
+    writing a file and restarting is made good by the next one.
+    """
+    actions, reasons = [], []
+    if not state.enabled:
+        actions.append("enable")
+        reasons.append("it does not start at boot")
+    if state.active != "active":
+        actions.append("restart")
+        reasons.append(f"it is {state.active}")
+        return actions, reasons
+    stale = newer(restart_on, state.started)
+    if state.unit_changed or stale:
+        actions.append("restart")
+        reasons += [f"{path} changed since it started" for path in stale] or ["its unit changed since it started"]
+        return actions, reasons
+    stale = newer(reload_on, state.loaded)
+    if stale:
+        actions.append("reload")
+        reasons += [f"{path} changed since it was loaded" for path in stale]
+    return actions, reasons
 
 
 def answers(url: str, timeout: float = 5.0) -> tuple[bool, str]:

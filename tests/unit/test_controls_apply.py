@@ -19,7 +19,7 @@ def test_a_patch_applies(control: dict[str, str]) -> None:
     patch = FOLDER / f"{control['patch']}.patch"
     done = subprocess.run(["git", "apply", "--check", patch], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (
-        f"tests/controls/{patch.name} no longer fits. It removes this control: {control['removes']}. Remove that by hand, "
+        f"tests/controls/{patch.name} no longer fits. It removes: {control['removes']}. Remove that by hand, "
         f"write `git diff` to the patch, and take the change back.\n{done.stderr}"
     )
 

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import http.server
+import os
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ansible_collections.onprem.llm.plugins.module_utils import service
+from ansible_collections.onprem.llm.plugins.module_utils.service import State, newer, owed
 
 UNIT, URL = "llamacpp@tiny.service", "http://127.0.0.1:9101/health"
 NO, YES = (False, "HTTP 503"), (True, "HTTP 200")
@@ -105,3 +109,45 @@ def test_nobody_there() -> None:
     good, seen = service.answers("http://127.0.0.1:9/health", timeout=1)
     assert not good
     assert "refused" in seen
+
+
+NOW = time.time()
+
+
+@pytest.mark.parametrize(
+    ("state", "actions"),
+    [
+        (State("active", True, False, NOW, NOW), []),
+        (State("active", False, False, NOW, NOW), ["enable"]),
+        (State("active", True, True, NOW, NOW), ["restart"]),
+        (State("failed", True, False, NOW, NOW), ["restart"]),
+        (State("not there yet", False, False, 0, 0), ["enable", "restart"]),
+    ],
+)
+def test_what_is_owed_to_a_unit(state: State, actions: list[str]) -> None:
+    assert owed(state, [], [])[0] == actions
+
+
+def test_a_file_that_changed_since_the_start_is_owed_a_restart_or_a_reload(tmp_path: Path) -> None:
+    unit, settings = tmp_path / "unit.d", tmp_path / "settings"
+    unit.write_text("x")
+    settings.write_text("x")
+    before, after = time.time() - 100, time.time() + 100
+    assert owed(State("active", True, False, after, after), [str(unit)], [str(settings)]) == ([], [])
+    actions, reasons = owed(State("active", True, False, before, before), [str(unit)], [str(settings)])
+    assert (actions, reasons) == (["restart"], [f"{unit} changed since it started"])
+    actions, reasons = owed(State("active", True, False, after, before), [str(unit)], [str(settings)])
+    assert (actions, reasons) == (["reload"], [f"{settings} changed since it was loaded"])
+
+
+def test_a_pointer_counts_and_what_it_leads_to_does_not(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    pointer = tmp_path / "current"
+    pointer.symlink_to("tree")
+    moved = os.lstat(pointer).st_ctime
+    (tmp_path / "tree/new").write_text("x")
+    assert newer([str(pointer)], moved + 0.001) == []
+    assert newer([str(pointer)], moved - 1) == [str(pointer)]
+    assert newer([str(tmp_path / "missing")], 0) == []
+    # A folder: what is in it, and itself, because a file that went leaves no other trace.
+    assert newer([str(tmp_path / "tree")], moved - 1) == [f"{tmp_path}/tree/", f"{tmp_path}/tree/new"]

@@ -161,7 +161,7 @@ def test_disk_smaller_than_the_model(host):
 def other_ca(tmp_path_factory) -> Path:
     """The certificate of an authority that signed nothing."""
     folder = tmp_path_factory.mktemp("ca")
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=Other -keyout ca.key -out ca.crt"
+    make = "openssl req -x509 -newkey ec -pkeyopt group:P-256 -subj /CN=Other -noenc -keyout ca.key -out ca.crt"
     subprocess.run(make.split(), cwd=folder, check=True, capture_output=True)
     return folder / "ca.crt"
 

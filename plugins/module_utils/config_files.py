@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files whose whole content is known: what differs, and putting it right without a moment of half a file."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class FileError(Exception):
+    """A file that cannot be written as asked. The text names it and why."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One file. ``validate`` is a command in which ``%s`` stands for a file that holds the new content."""
+
+    path: str
+    content: str
+    mode: int = 0o644
+    owner: str = "root"
+    group: str = "root"
+    validate: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a file differs from what is wanted. ``before`` is ``None`` when there is no such file."""
+
+    wanted: Wanted
+    before: str | None
+    attributes: tuple[str, ...]
+
+    @property
+    def content(self) -> bool:
+        return self.before != self.wanted.content
+
+
+def name_of_user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def name_of_group(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
+
+
+def compare(wanted: Wanted) -> Difference | None:
+    """What differs, or ``None``. Reads only."""
+    try:
+        now = os.lstat(wanted.path)
+    except FileNotFoundError:
+        return Difference(wanted, None, ())
+    if not stat.S_ISREG(now.st_mode):
+        raise FileError(f"{wanted.path} is no plain file. Move it away; a file of that name is to be written.")
+    before = Path(wanted.path).read_text(encoding="utf-8", errors="surrogateescape")
+    attributes = tuple(
+        f"{what} {old} -> {new}"
+        for what, old, new in (
+            ("mode", f"{stat.S_IMODE(now.st_mode):04o}", f"{wanted.mode:04o}"),
+            ("owner", name_of_user(now.st_uid), wanted.owner),
+            ("group", name_of_group(now.st_gid), wanted.group),
+        )
+        if old != new
+    )
+    return Difference(wanted, before, attributes) if attributes or before != wanted.content else None
+
+
+def write(difference: Difference, run: Callable[[str], tuple[int, str]]) -> None:
+    """Put one file right. ``run`` runs a command and gives its exit code and what it said."""
+    wanted = difference.wanted
+    folder = os.path.dirname(wanted.path)
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    try:
+        owner, group = pwd.getpwnam(wanted.owner).pw_uid, grp.getgrnam(wanted.group).gr_gid
+    except KeyError as error:
+        raise FileError(f"{wanted.path}: {error.args[0]}. Nothing was written to it.") from error
+    if not difference.content:
+        os.chown(wanted.path, owner, group)
+        os.chmod(wanted.path, wanted.mode)
+        return
+    handle, draft = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(wanted.path)}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(wanted.content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chown(draft, owner, group)
+        os.chmod(draft, wanted.mode)
+        if wanted.validate:
+            code, said = run(wanted.validate.replace("%s", draft))
+            if code:
+                raise FileError(f"{wanted.path}: the new content is refused and the old one stays: {said.strip()}")
+        os.rename(draft, wanted.path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.onprem.llm.plugins.module_utils.config_files import FileError, Wanted, compare, write
+
+ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
+
+
+def accept(command: str) -> tuple[int, str]:
+    return 0, ""
+
+
+def test_a_new_file_and_its_folders_are_made(tmp_path: Path) -> None:
+    wanted = Wanted(str(tmp_path / "a/b/c.conf"), "x=1\n", 0o640, **ME)
+    difference = compare(wanted)
+    assert difference is not None and difference.before is None
+    write(difference, accept)
+    assert (tmp_path / "a/b/c.conf").read_text() == "x=1\n"
+    assert (tmp_path / "a/b/c.conf").stat().st_mode & 0o777 == 0o640
+    assert compare(wanted) is None
+
+
+def test_a_wrong_mode_alone_is_a_difference(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("secret")
+    path.chmod(0o644)
+    difference = compare(Wanted(str(path), "secret", 0o600, **ME))
+    assert difference is not None and difference.attributes == ("mode 0644 -> 0600",) and not difference.content
+    write(difference, accept)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_refused_content_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "nginx.conf"
+    path.write_text("good")
+    seen = []
+
+    def refuse(command: str) -> tuple[int, str]:
+        seen.append(Path(command.split()[-1]).read_text())
+        return 1, "unknown directive"
+
+    difference = compare(Wanted(str(path), "bad", 0o644, validate="nginx -t -c %s", **ME))
+    assert difference is not None
+    with pytest.raises(FileError, match=r"nginx\.conf: the new content is refused .* unknown directive"):
+        write(difference, refuse)
+    assert (seen, path.read_text(), os.listdir(tmp_path)) == (["bad"], "good", ["nginx.conf"])
+
+
+def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(FileError, match="is no plain file"):
+        compare(Wanted(str(tmp_path / "link"), "x", **ME))
+
+
+def test_an_unknown_owner_is_named(tmp_path: Path) -> None:
+    difference = compare(Wanted(str(tmp_path / "x"), "x", owner="nobody-there", group=ME["group"]))
+    assert difference is not None
+    with pytest.raises(FileError, match="nobody-there"):
+        write(difference, accept)
+    assert os.listdir(tmp_path) == []
