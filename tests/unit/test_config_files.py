@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,22 @@ def test_an_unknown_owner_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="nobody-there"):
         write(difference, accept)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_secret_is_never_shown(tmp_path: Path) -> None:
+    """T12: neither in the difference nor in what a talkative run prints."""
+    files = [{"path": str(tmp_path / "key"), "content": "canary-4711\n", "mode": "0600", "secret": True, **ME}]
+    done = subprocess.run(
+        ["ansible", "localhost", "-i", "localhost,", "-c", "local", "--diff", "-vvv"]
+        + ["-e", f"ansible_python_interpreter={sys.executable}"]
+        + ["-m", "onprem.llm.config_files", "-a", json.dumps({"files": files})],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "key").read_text() == "canary-4711\n"
+    assert "(new secret)" in done.stdout
+    assert "canary-4711" not in done.stdout + done.stderr
