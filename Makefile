@@ -1,4 +1,8 @@
 # What a person types. Each target sets up what it needs.
+# What boots and tests throw-away hosts on this machine.
+TESTBED := systemd-container mmdebstrap nftables iproute2 e2fsprogs curl ca-certificates
+BROWSER := chromium chromium-driver libnss3-tools fonts-dejavu-core ldap-utils
+
 .PHONY: help sandbox sandbox-down test test-long lint lock docs bench clean
 
 help:
@@ -10,18 +14,18 @@ help:
 	@echo "make bench         the table of times in the README"
 
 sandbox:
-	@tools/setup controller
+	@tools/setup controller $(TESTBED)
 	@.venv/bin/python tools/sandbox up
 
 sandbox-down:
 	@.venv/bin/python tools/sandbox down
 
 test:
-	@tools/setup dev chromium chromium-driver libnss3-tools fonts-dejavu-core ldap-utils
+	@tools/setup dev $(TESTBED) $(BROWSER)
 	@.venv/bin/python tools/test
 
 test-long:
-	@tools/setup dev chromium chromium-driver libnss3-tools fonts-dejavu-core ldap-utils
+	@tools/setup dev $(TESTBED) $(BROWSER)
 	@.venv/bin/python tools/test --long
 
 lint:
@@ -37,7 +41,7 @@ docs:
 	@.venv/bin/python tools/docs
 
 bench:
-	@tools/setup controller
+	@tools/setup controller $(TESTBED)
 	@.venv/bin/python tests/bench/run
 
 clean: sandbox-down

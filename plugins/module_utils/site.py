@@ -47,9 +47,23 @@ def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str]) -> l
                 f"inventory: the group {group} has {len(members)} members ({', '.join(members)}). "
                 f"{what} serves a site; leave one."
             )
+    if groups.get("nginx") and not groups.get("openwebui"):
+        problems.append(
+            f"inventory: nginx has members ({', '.join(groups['nginx'])}) but openwebui has none: there is nothing to lead to. "
+            "Put the same host into openwebui."
+        )
     if groups.get("openwebui") and not groups.get("postgresql"):
         problems.append("inventory: openwebui has members but postgresql has none. Put a host into postgresql.")
     return problems
+
+
+def check_shadowed(site_names: Mapping[str, str], shared_names: Mapping[str, str]) -> list[str]:
+    """Variables that a site sets in vain: what all sites share (root group_vars) wins. Both map name to file."""
+    return [
+        f"{name} is set in {site_names[name]}, and that has no effect: {shared_names[name]} sets it for all sites. "
+        "Take it out; what a site decides there has a name of its own (docs/inventory.md)."
+        for name in sorted(set(site_names) & set(shared_names))
+    ]
 
 
 def check_identity(site: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> list[str]:

@@ -45,6 +45,14 @@ options:
     description: The site's C(model_sources).
     type: dict
     required: true
+  site_vars:
+    description: Folder of the site's own variables for all hosts.
+    type: path
+    required: true
+  shared_vars:
+    description: Folder of the variables all sites share.
+    type: path
+    required: true
 """
 
 EXAMPLES = r"""
@@ -58,6 +66,8 @@ EXAMPLES = r"""
     catalogue: "{{ catalogue }}"
     placements: "{{ placements }}"
     model_sources: {modelscope: {type: modelscope, url: https://modelscope.cn}}
+    site_vars: inventories/prod/group_vars/all
+    shared_vars: group_vars/all
 """
 
 RETURN = r"""
@@ -69,11 +79,22 @@ problems:
 """
 
 import os
+import re
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.onprem.llm.plugins.module_utils import site
 from ansible_collections.onprem.llm.plugins.module_utils.placement import pins
+
+
+def names_in(folder: str) -> dict[str, str]:
+    """Top-level names of the YAML files of a folder, and their file. An encrypted file shows none."""
+    return {
+        match[1]: str(path)
+        for path in sorted(Path(folder).glob("*.y*ml"))
+        for match in re.finditer(r"^([A-Za-z_]\w*)\s*:", path.read_text(), re.MULTILINE)
+    }
 
 
 def main() -> None:
@@ -86,6 +107,8 @@ def main() -> None:
             "catalogue": {"type": "dict", "required": True},
             "placements": {"type": "list", "elements": "dict", "required": True},
             "model_sources": {"type": "dict", "required": True},
+            "site_vars": {"type": "path", "required": True},
+            "shared_vars": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
@@ -94,6 +117,7 @@ def main() -> None:
     exists = {path: os.path.isfile(path) for path in paths if path}
     models, problems = pins.resolve_models(given["models"], given["catalogue"])
     problems = [
+        *site.check_shadowed(names_in(given["site_vars"]), names_in(given["shared_vars"])),
         *site.check_groups(given["groups"], given["known_groups"]),
         *site.check_tls(given["site"], given["groups"], exists),
         *site.check_identity(given["site"], given["groups"]),

@@ -90,7 +90,7 @@ def test_every_way_to_a_model_wants_the_key() -> None:
         closed = "internal;" in body or re.fullmatch(r"\s*return 404;\s*", body)
         assert guarded or closed, f"location {place}: {body}"
     keys = rendered("nginx", "engine_key.conf.j2", nginx_engine_api_key="k")
-    assert re.search(r'default 0;\s+"Bearer k" 1;\s+\}', keys)
+    assert re.search(r'default 0;\n.*\n  "~\^Bearer k\$" 1;\n\}', keys)
 
 
 SECRET = re.compile(r"password|api_key|secret_key|private")

@@ -159,3 +159,9 @@ def test_tls(change: dict[str, Any], exists: dict[str, bool], problems: list[str
 
 def test_a_site_without_a_front_door_needs_no_public_name() -> None:
     assert site.check_tls({**SITE, "public_name": ""}, {**GROUPS, "nginx": []}, {}) == []
+
+
+def test_a_variable_set_in_vain_is_named() -> None:
+    said = site.check_shadowed({"doctor_ca_file": "site/tls.yml", "x": "a"}, {"doctor_ca_file": "shared/wiring.yml"})
+    assert len(said) == 1
+    assert "doctor_ca_file is set in site/tls.yml, and that has no effect: shared/wiring.yml" in said[0]

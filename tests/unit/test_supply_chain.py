@@ -35,7 +35,7 @@ def test_an_artifact_without_checksum_is_refused(tmp_path: Path) -> None:
     said = " ".join((done.stdout + done.stderr).split())
     assert done.returncode != 0
     assert "The artifact 'llamacpp_source' (version 1.0) has the checksum null: it was never fetched" in said
-    assert "playbooks/lock.yml -e lock_only=llamacpp_source" in said
+    assert "playbooks/lock.yml -i inventories/prod -e lock_only=llamacpp_source" in said
     assert not (tmp_path / "dest").exists()
 
 
