@@ -49,8 +49,8 @@ def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str]) -> l
             )
     if groups.get("nginx") and not groups.get("openwebui"):
         problems.append(
-            f"inventory: nginx has members ({', '.join(groups['nginx'])}) but openwebui has none: there is nothing to lead to. "
-            "Put the same host into openwebui."
+            f"inventory: nginx has members ({', '.join(groups['nginx'])}) but openwebui has none: there is nothing to "
+            "lead to. Put the same host into openwebui."
         )
     if groups.get("openwebui") and not groups.get("postgresql"):
         problems.append("inventory: openwebui has members but postgresql has none. Put a host into postgresql.")

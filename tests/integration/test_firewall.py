@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 TEMPLATES = Path(__file__).parents[2] / "roles/firewall/templates"
 CLIENT, STRANGER = "192.0.2.2", "192.0.2.3"
-PORTS = {"ssh": 22, "database": 5432, "door": 443, "undeclared": 9101}
+PORTS = {"ssh": 22, "database": 5432, "door": 443, "left": 9102, "undeclared": 9101}
 LISTEN = """
 import socket, time
 for port in %r:
@@ -61,7 +61,9 @@ def namespaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
     )
     for rule in (
         {"name": "database", "ports": [PORTS["database"]], "sources": [CLIENT]},
-        {"name": "door", "ports": [PORTS["door"]], "sources": []},
+        {"name": "door", "ports": [PORTS["door"]], "sources": ["0.0.0.0/0", "::/0"]},
+        # Its last consumer went away.
+        {"name": "left", "ports": [PORTS["left"]], "sources": []},
     ):
         (etc / f"firewall/rules/{rule['name']}.nft").write_text(render("rule.nft.j2", firewall_rule=rule))
     own = f"fw{os.getpid()}"

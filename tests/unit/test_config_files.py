@@ -74,9 +74,11 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
     """T12: neither in the difference nor in what a talkative run prints."""
     files = [{"path": str(tmp_path / "key"), "content": "canary-4711\n", "mode": "0600", "secret": True, **ME}]
     done = subprocess.run(
-        ["ansible", "localhost", "-i", "localhost,", "-c", "local", "--diff", "-vvv"]
-        + ["-e", f"ansible_python_interpreter={sys.executable}"]
-        + ["-m", "onprem.llm.config_files", "-a", json.dumps({"files": files})],
+        [
+            *["ansible", "localhost", "-i", "localhost,", "-c", "local", "--diff", "-vvv"],
+            *["-e", f"ansible_python_interpreter={sys.executable}"],
+            *["-m", "onprem.llm.config_files", "-a", json.dumps({"files": files})],
+        ],
         cwd=Path(__file__).resolve().parents[2],
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,

@@ -122,7 +122,8 @@ def test_no_secret_in_logs_arguments_or_world_readable_files(host, secrets):
         # Encoded, because this very command would otherwise be the one that tells it to the journal.
         coded = base64.b64encode(value.encode()).decode()
         paths = host.check_output(
-            f"echo {coded} | base64 -d > /dev/shm/pattern; grep -rlF -f /dev/shm/pattern /etc /var/log /opt 2>/dev/null;"
+            f"echo {coded} | base64 -d > /dev/shm/pattern;"
+            "grep -rlF -f /dev/shm/pattern /etc /var/log /opt 2>/dev/null;"
             "rm /dev/shm/pattern"
         ).split()
         readable = [path for path in paths if host.file(path).mode & 0o004]
