@@ -145,8 +145,9 @@ def test_an_artifact_is_complete(key: str) -> None:
 
 def test_the_site_is_a_list_of_playbooks() -> None:
     plays = load(PROJECT / "site.yml")
-    assert all(set(play) == {"import_playbook"} for play in plays), "site.yml: only import_playbook"
-    missing = [play["import_playbook"] for play in plays if not (PROJECT / play["import_playbook"]).is_file()]
+    imported = "ansible.builtin.import_playbook"
+    assert all(set(play) == {"name", imported} for play in plays), "site.yml: only named import_playbook"
+    missing = [play[imported] for play in plays if not (PROJECT / play[imported]).is_file()]
     assert not missing, f"site.yml imports {missing}, which is not there"
 
 
