@@ -1,6 +1,6 @@
 # What a person types. Each target sets up what it needs.
 # What boots and tests throw-away hosts on this machine.
-TESTBED := systemd-container mmdebstrap nftables iproute2 e2fsprogs curl ca-certificates
+TESTBED := systemd-container mmdebstrap nftables iproute2 e2fsprogs curl
 BROWSER := chromium chromium-driver libnss3-tools fonts-dejavu-core ldap-utils
 
 .PHONY: help sandbox sandbox-down test test-long lint lock docs bench clean

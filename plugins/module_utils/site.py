@@ -106,7 +106,8 @@ def check_tls(site: Mapping[str, Any], groups: Mapping[str, Sequence[str]], exis
                     f"{name} is '{path}', and there is no such file on this machine. "
                     "Correct the path, or set tls_source: own_ca."
                 )
-    ca = site.get("ldap_ca_file")
-    if ca and not exists.get(ca):
-        problems.append(f"ldap_ca_file is '{ca}', and there is no such file on this machine. Correct the path.")
+    for name in ("ldap_ca_file", "tls_ca_file"):
+        path = site.get(name)
+        if path and not exists.get(path):
+            problems.append(f"{name} is '{path}', and there is no such file on this machine. Correct the path.")
     return problems

@@ -113,7 +113,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    paths = [given["site"].get(key) for key in ("tls_certificate_file", "tls_key_file", "ldap_ca_file")]
+    paths = [given["site"].get(key) for key in ("tls_certificate_file", "tls_key_file", "tls_ca_file", "ldap_ca_file")]
     exists = {path: os.path.isfile(path) for path in paths if path}
     models, problems = pins.resolve_models(given["models"], given["catalogue"])
     problems = [

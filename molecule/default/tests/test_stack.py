@@ -130,5 +130,13 @@ def test_no_secret_in_logs_arguments_or_world_readable_files(host, secrets):
         assert not readable, f"{name} can be read by everybody in {readable}"
 
 
+def test_who_guesses_passwords_is_slowed_down(ca_file):
+    """Last of all: this address may not log in for a while afterwards."""
+    guess = {"user": "bob", "password": "guess"}
+    answers = [ask(f"{URL}/api/v1/auths/ldap", ca_file, guess)[0] for _ in range(40)]
+    assert 429 in answers, answers
+    assert set(answers) <= {400, 401, 403, 429}
+
+
 def test_the_lab_is_really_another_host():
     assert SSH_CONFIG.exists() and Path("/etc/onprem-llm").exists() is False
