@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the plan says of one model on one host. Sizes are bytes, speeds tokens per second."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class Offload(TypedDict):
+    """What lies on the GPUs. Counted from the last layer, as llama.cpp does; all layers and the output: layers + 1."""
+
+    gpu_layers: int
+    cpu_moe_layers: int
+    """Layers, from the first, whose routed experts stay in RAM although the layer is on a GPU."""
+    split: list[int]
+    """Layers per GPU, in the order of the GPUs; empty without GPU."""
+
+
+class DeviceMemory(TypedDict):
+    """What one model takes on one device."""
+
+    device: str
+    """ram, or gpu0, gpu1 ... in the order of the hardware's list."""
+    capacity: int
+    weights: int
+    kv_cache: int
+    compute: int
+    overhead: int
+    """What comes with the engine itself: the CUDA context, the cache of prompts in RAM."""
+    reserve: int
+    """Left for the system (RAM) or as a margin (GPU)."""
+    others: int
+    """Taken by the models placed there before."""
+
+
+class Speed(TypedDict):
+    decode: float
+    decode_low: float
+    decode_high: float
+    prefill: float | None
+    prefill_low: float | None
+    prefill_high: float | None
+    total: float
+    """Decoded tokens per second of all conversations together, when every slot is busy."""
+    basis: str
+    """What the figures rest on: bandwidths and the constant of the engine's class."""
+
+
+class Rejection(TypedDict):
+    """An engine or a variant that was not chosen."""
+
+    engine: str
+    variant: str
+    reason: str
+    better: bool
+    """It would be better, but is not allowed on this host, or has no role yet."""
+
+
+class Placement(TypedDict):
+    model: str
+    kind: str
+    host: str
+    fits: str
+    """memory, paged or no."""
+    engine: str
+    """Empty when nothing fits."""
+    variant: dict[str, Any]
+    """The chosen entry of the model's variants: format, quantisation, source, repo, revision, include, entry, companions."""
+    quantisation: str
+    context: int
+    """Tokens per conversation."""
+    slots: int
+    """Conversations at once."""
+    port: int
+    flags: dict[str, Any]
+    """Long options of the engine without dashes; True means no value."""
+    environment: dict[str, str]
+    threads: int
+    threads_batch: int
+    numa: dict[str, Any]
+    """policy: none, distribute, interleave, bind or pools; nodes: list of node ids."""
+    offload: Offload
+    memory: list[DeviceMemory]
+    nodes: list[dict[str, int]]
+    """Per NUMA node: node, capacity, used (RAM only)."""
+    disk: int
+    """Bytes of the files, conversions included."""
+    predicted: Speed | None
+    reasons: list[str]
+    """Sentences: why this, which figure decided, what is unknown."""
+    alternatives: list[str]
+    """Sentences: what would fit, or would be better, and what it takes."""
+    rejected: list[Rejection]
+    pinned: list[str]
+    """Names of what the inventory pinned."""
+    model_path: str
+    source: str
