@@ -74,13 +74,25 @@ def entries(text: str, top: str, yaml: Any) -> list[Entry]:
             values = data[top][name.value]
             if not isinstance(values, dict):
                 raise ArtifactError(f"has an entry '{name.value}' of '{top}' that is no map")
-            spans = {
-                field.value: (value.start_mark.index, value.end_mark.index)
-                for field, value in fields.value
-                if isinstance(value, yaml.ScalarNode)
-            }
-            found.append(Entry(name.value, values, spans))
+            found.append(Entry(name.value, values, _spans(fields, yaml)))
+            # A model's variants have files of their own, and so a revision of their own.
+            for field, listed in fields.value:
+                if field.value == "variants" and isinstance(listed, yaml.SequenceNode):
+                    own = {key: value for key, value in values.items() if key != "variants"}
+                    found += [
+                        Entry(name.value, {**own, **variant}, _spans(node, yaml))
+                        for variant, node in zip(values["variants"], listed.value, strict=True)
+                    ]
     return found
+
+
+def _spans(fields: Any, yaml: Any) -> dict[str, tuple[int, int]]:
+    """Where the scalars of a YAML map stand."""
+    return {
+        field.value: (value.start_mark.index, value.end_mark.index)
+        for field, value in fields.value
+        if isinstance(value, yaml.ScalarNode)
+    }
 
 
 def replace(text: str, changes: list[tuple[Entry, Mapping[str, str]]]) -> str:

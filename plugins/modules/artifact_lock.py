@@ -69,6 +69,9 @@ def wants(entry: artifacts.Entry, kind: str, sources: dict[str, Any]) -> bool:
     """Whether the entry lacks what the lock would fill in."""
     if kind == "artifacts":
         return entry.values.get("sha256") is None
+    # A model with variants has no files of its own.
+    if "revision" not in entry.spans:
+        return False
     source = sources.get(str(entry.values.get("source")), {})
     return source.get("type") in ("modelscope", "huggingface") and not hubs.is_commit(str(entry.values.get("revision")))
 
@@ -84,15 +87,19 @@ def artifact(entry: artifacts.Entry, mirror: str, source: transfer.Source) -> di
         with open(target, "rb") as file:
             problem = artifacts.not_what_it_says(url, file.read(512))
     if problem:
-        raise artifacts.ArtifactError(f"is not changed: {transfer.redact(url)} of '{entry.name}': {problem}")
+        raise artifacts.ArtifactError(f"{transfer.redact(url)}: {problem}")
     return {"sha256": received.sha256, "size": str(received.size)}
 
 
-def commit(entry: artifacts.Entry, sources: dict[str, Any], source: transfer.Source) -> dict[str, str]:
-    """The commit of a catalogue entry's revision."""
+def commit(
+    entry: artifacts.Entry, sources: dict[str, Any], source: transfer.Source, known: dict[hubs.Hub, str]
+) -> dict[str, str]:
+    """The commit of a catalogue entry's revision. Variants often share a repository, so what was asked is kept."""
     of = sources[entry.values["source"]]
     hub = hubs.Hub(of["type"], str(of.get("url")), str(entry.values.get("repo")), str(entry.values.get("revision")))
-    return {"revision": hub.commit(lambda url: transfer.fetch_text(url, source))}
+    if hub not in known:
+        known[hub] = hub.commit(lambda url: transfer.fetch_text(url, source))
+    return {"revision": known[hub]}
 
 
 def main() -> None:
@@ -117,28 +124,41 @@ def main() -> None:
         text = path.read_text(encoding="utf-8")
         known = artifacts.entries(text, kind, yaml)
         if p["only"] and p["only"] not in [entry.name for entry in known]:
-            names = ", ".join(entry.name for entry in known)
+            names = ", ".join(dict.fromkeys(entry.name for entry in known))
             raise artifacts.ArtifactError(f"has no entry '{p['only']}'. It has: {names}")
         todo = [entry for entry in known if p["only"] in ("", entry.name) and wants(entry, kind, p["sources"])]
         fields = ("sha256", "size") if kind == "artifacts" else ("revision",)
         changes: list[tuple[artifacts.Entry, dict[str, str]]] = []
+        commits: dict[hubs.Hub, str] = {}
+        failures: list[str] = []
         for entry in todo:
             if module.check_mode:
                 changes.append((entry, dict.fromkeys(fields, "?")))
-            elif kind == "artifacts":
-                changes.append((entry, artifact(entry, p["mirror"], source)))
-            else:
-                changes.append((entry, commit(entry, p["sources"], source)))
+                continue
+            # One source that cannot be reached shall not cost the others; what came from them is kept.
+            try:
+                found = (
+                    artifact(entry, p["mirror"], source)
+                    if kind == "artifacts"
+                    else commit(entry, p["sources"], source, commits)
+                )
+                changes.append((entry, found))
+            except (artifacts.ArtifactError, transfer.TransferError, hubs.HubError) as error:
+                failures.append(f"{entry.name}: {error}")
         after = artifacts.replace(text, list(changes))
-        if todo and not module.check_mode:
+        if changes and not module.check_mode:
             model_store.write_atomically(path, after, path.stat().st_mode & 0o777)
     except artifacts.ArtifactError as error:
         module.fail_json(msg=f"{path} {error}")
-    except (transfer.TransferError, hubs.HubError, OSError) as error:
+    except OSError as error:
         module.fail_json(msg=f"{path} is not changed: {error}")
+    resolved = list(dict.fromkeys(entry.name for entry, _ in changes))
+    if failures:
+        kept = f"has new values for {', '.join(resolved)}" if resolved else "is not changed"
+        module.fail_json(msg=f"{path} {kept}; not resolved:\n" + "\n".join(failures), resolved=resolved)
     module.exit_json(
         changed=bool(todo),
-        resolved=[entry.name for entry in todo],
+        resolved=resolved,
         diff={"before_header": str(path), "after_header": str(path), "before": text, "after": after},
     )
 

@@ -213,6 +213,36 @@ def test_lock_pins_models_to_commits(lock: Call, hub: server.Hub) -> None:
     assert not lock("", kind="catalogue")["changed"]
 
 
+VARIANTS = """---
+catalogue:
+  tiny:
+    kind: chat
+    variants:
+      - {repo: onprem/m-GGUF, revision: master, source: here, include: ["Q8_0/*"]}
+      # kept as it is
+      - repo: onprem/m-GGUF
+        revision: master   # lock.yml pins it
+        source: here
+      - {repo: onprem/m-GGUF, revision: master, source: usb}
+"""
+
+
+def test_lock_pins_every_variant_and_asks_each_repository_once(lock: Call, hub: server.Hub) -> None:
+    answer = lock(VARIANTS, kind="catalogue")
+    commit = hub.tree.commit("onprem/m-GGUF")
+    assert answer["resolved"] == ["tiny"]
+    assert answer["text"] == VARIANTS.replace("revision: master", f"revision: {commit}", 2)
+    assert not lock("", kind="catalogue")["changed"]
+
+
+def test_lock_keeps_what_it_could_resolve(lock: Call, hub: server.Hub) -> None:
+    text = ARTIFACTS.format(url=hub.url, sha="1" * 64).replace(f'"3", url: "{hub.url}/', f'"3", url: "{hub.url}/gone/')
+    answer = lock(text)
+    assert answer["failed"]
+    assert "lock.yml has new values for tool; not resolved:\nother: " in answer["msg"]
+    assert SHA in answer["text"]
+
+
 def test_lock_of_a_model_that_is_not_there(lock: Call, hub: server.Hub) -> None:
     hub.faults = [server.Fault("missing", "onprem/m-GGUF")]
     answer = lock(CATALOGUE, kind="catalogue")
