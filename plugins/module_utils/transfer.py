@@ -136,7 +136,8 @@ class _SameHostAuthorization(urllib.request.HTTPRedirectHandler):
         return following
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def opener() -> urllib.request.OpenerDirector:
+    """What opens every URL: redirects are followed, the token stays with its host."""
     return urllib.request.build_opener(_SameHostAuthorization)
 
 
@@ -169,7 +170,8 @@ class Source:
         self.sleep(min(float(asked), 300.0) if asked.isdigit() else min(2.0 ** (failures - 1), 60.0))
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
+    """What went wrong, without a URL."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError):
@@ -177,7 +179,8 @@ def _explain(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _final(error: Exception) -> bool:
+def final(error: Exception) -> bool:
+    """Whether another attempt would be answered the same."""
     return isinstance(error, urllib.error.HTTPError) and error.code in FINAL
 
 
@@ -186,7 +189,7 @@ def fetch_text(url: str, source: Source) -> tuple[bytes, dict[str, str]]:
     failures = 0
     while True:
         try:
-            with _opener().open(source.request(url), timeout=source.timeout) as answer:
+            with opener().open(source.request(url), timeout=source.timeout) as answer:
                 body: bytes = answer.read(TEXT_LIMIT + 1)
                 announced = answer.headers.get("Content-Length")
                 if announced is not None and announced.isdigit() and len(body) < int(announced):
@@ -196,9 +199,9 @@ def fetch_text(url: str, source: Source) -> tuple[bytes, dict[str, str]]:
                 return body, {name.lower(): value for name, value in answer.headers.items()}
         except (OSError, http.client.HTTPException) as error:
             failures += 1
-            if _final(error) or failures >= source.attempts:
+            if final(error) or failures >= source.attempts:
                 away = not isinstance(error, urllib.error.HTTPError)
-                raise TransferError(f"{redact(url)}: {_explain(error)}", unreachable=away) from error
+                raise TransferError(f"{redact(url)}: {explain(error)}", unreachable=away) from error
             source.pause(failures, getattr(error, "headers", None))
 
 
@@ -298,7 +301,7 @@ def download(
             problem = ""
             if not complete:
                 try:
-                    with _opener().open(source.request(url, start), timeout=source.timeout) as answer:
+                    with opener().open(source.request(url, start), timeout=source.timeout) as answer:
                         headers = answer.headers
                         if start and not _continues(answer, start, size):
                             # The server sent the whole file (200), or another range than asked for.
@@ -323,7 +326,7 @@ def download(
                     elif hashes.size == 0 and size != 0:
                         problem = "the answer was empty"
                 except (OSError, http.client.HTTPException) as caught:
-                    error, problem = caught, _explain(caught)
+                    error, problem = caught, explain(caught)
                     if isinstance(caught, urllib.error.HTTPError):
                         headers = caught.headers
                         if caught.code == 416:  # what lies here is longer than what is there
@@ -336,7 +339,7 @@ def download(
             reached = part.stat().st_size
             failures = 1 if reached > furthest else failures + 1
             furthest = max(furthest, reached)
-            if (error is not None and _final(error)) or failures >= source.attempts:
+            if (error is not None and final(error)) or failures >= source.attempts:
                 kept = ""
                 if reached:
                     kept = f"; {human(reached)} are kept in {part}, the next run goes on from there"

@@ -30,14 +30,15 @@ def gguf(
     rows: int = 64,
     version: int = 3,
     counts: tuple[int, int] | None = None,
+    first: int = 0,
 ) -> bytes:
-    """A file with F16 tensors of 32 x ``rows``."""
+    """A file with F16 tensors of 32 x ``rows``, named from ``first`` on."""
     pairs = {"general.architecture": "llama", "tokenizer.ggml.tokens": ["a", "b"]} if metadata is None else metadata
     size = 32 * rows * 2
     head = b"GGUF" + struct.pack("<IQQ", version, *(counts or (tensors, len(pairs))))
     head += b"".join(pair(key, value) for key, value in pairs.items())
     for number in range(tensors):
-        head += string(f"blk.{number}.weight") + struct.pack("<IQQIQ", 2, 32, rows, 1, number * size)
+        head += string(f"blk.{first + number}.weight") + struct.pack("<IQQIQ", 2, 32, rows, 1, number * size)
     head += b"\0" * (-len(head) % 32)
     return head + (bytes(range(256)) * (size * tensors // 256 + 1))[: size * tensors]
 
@@ -48,8 +49,8 @@ def split(folder: Path, prefix: str, count: int, *, rows: int = 64) -> list[Path
     paths = []
     for number in range(count):
         of = {"split.no": (number,), "split.count": (count,), "split.tensors.count": 2 * count}
-        first = {"general.architecture": "llama"} if number == 0 else {}
+        arch = {"general.architecture": "llama"} if number == 0 else {}
         path = folder / f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf"
-        path.write_bytes(gguf(metadata={**first, **of}, rows=rows + number))
+        path.write_bytes(gguf(metadata={**arch, **of}, rows=rows + number, first=2 * number))
         paths.append(path)
     return paths

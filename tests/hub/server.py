@@ -36,6 +36,9 @@ FAULTS = {
     "cut": "the connection ends after VALUE bytes, each time",
     "cut-once": "the same, but only once per file",
     "no-range": "200 and the whole file, whatever range was asked for",
+    "other-range": "206 and the bytes VALUE further on than those asked for",
+    "claim": "the file is VALUE bytes long: zeros follow what is there",
+    "refused": "the status VALUE",
     "empty": "200 and no bytes at all",
     "missing": "404",
     "page": "200 and a web page",
@@ -252,6 +255,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return None
+        refused = hub.fault("refused", name)
+        if refused:
+            return self.send(refused.value, {"Message": f"{name} is not for you"})
         body = file.path.read_bytes()
         if hub.fault("page", name):
             body = b"<!DOCTYPE html><title>Sign in to this network</title>"
@@ -259,36 +265,43 @@ class Handler(BaseHTTPRequestHandler):
             body = bytes([body[0] ^ 1]) + body[1:]
         if hub.fault("empty", name):
             body = b""
-        start, end = 0, len(body)
+        claim, other = hub.fault("claim", name), hub.fault("other-range", name)
+        size = claim.value if claim else len(body)
+        start, end = 0, size
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if found and ranges and not hub.fault("no-range", name):
-            start, end = int(found[1]), min(int(found[2]) + 1 if found[2] else len(body), len(body))
-            if start >= len(body):
+            start, end = int(found[1]), min(int(found[2]) + 1 if found[2] else size, size)
+            if other:
+                start, end = start + other.value, min(end + other.value, size)
+            if start >= size:
                 self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.send_header("Content-Range", f"bytes */{size}")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return None
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(body)}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         else:
             self.send_response(200)
         self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
         if self.command != "HEAD":
-            self.transmit(body[start:end], name)
+            self.transmit(body, start, end, name)
         return None
 
-    def transmit(self, body: bytes, name: str) -> None:
+    def transmit(self, body: bytes, start: int, end: int, name: str) -> None:
+        """Send the bytes from ``start`` to ``end``, zeros where the body has none."""
         cut = self.server.fault("cut", name) or self.server.once("cut-once", name)
         slow = self.server.fault("slow", name)
         if cut:
-            body = body[: cut.value]
-        block = max(slow.value // 20, 1) if slow else BLOCK
-        for at in range(0, len(body), block):
-            self.wfile.write(body[at : at + block])
-            self.server.sent += len(body[at : at + block])
+            end = min(end, start + cut.value)
+        size = max(slow.value // 20, 1) if slow else BLOCK
+        for at in range(start, end, size):
+            block = body[at : min(at + size, end)]
+            block += bytes(min(size, end - at) - len(block))
+            self.server.sent += len(block)
+            self.wfile.write(block)
             if slow:
                 time.sleep(0.05)
         if cut:
