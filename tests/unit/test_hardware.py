@@ -446,3 +446,15 @@ def test_limits_are_part_of_the_facts(tmp_path: Path) -> None:
     found = read_root(tmp_path)
     assert found["cpu"]["usable"] == 16.0 and found["cpu"]["cores"] == 64
     assert found["memory"]["limit"] == 90 * 10**9 < found["memory"]["total"]
+
+
+def test_a_machine_nobody_has_needs_no_map_of_its_cpus() -> None:
+    numa = [
+        {"node": 0, "cpulist": "0-3,8-11", "mem_total_kb": 1000},
+        {"node": 1, "cpulist": "4-7,12-15", "mem_total_kb": 1000},
+    ]
+    processor = {"vendor_id": "GenuineIntel", "model_name": "", "flags": "avx2", "sockets": 2, "threads_per_core": 2}
+    found = from_record({"id": "wish", "cpu": processor, "numa": numa})
+    assert (found["cpu"]["sockets"], found["cpu"]["cores"], found["cpu"]["threads"]) == (2, 8, 16)
+    assert [(node["socket"], node["cores"]) for node in found["numa"]] == [(0, 4), (1, 4)]
+    assert found["unknown"]["cpu.topology"].startswith("the record does not tell cpu_map")

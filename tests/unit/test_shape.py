@@ -281,12 +281,24 @@ def test_the_file_types_are_those_of_the_reference() -> None:
         ({"attention__head_count_kv": (1,)}, "llama.attention.head_count_kv has 1 values for 2 layers"),
         ({"attention__key_length": -1}, "llama.attention.key_length is -1, not a usable whole number"),
         ({"context_length": 1.5}, "llama.context_length is 1.5"),
+        ({"expert_count": 8}, "llama.expert_used_count is 0 of 8 experts, no engine can load it; 1 to 8 are possible."),
+        ({"expert_count": 8, "expert_used_count": 9}, "llama.expert_used_count is 9 of 8 experts"),
     ],
 )
 def test_nonsense_is_refused(metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(ShapeError) as refusal:
         made("llama", [FULL, FULL], **metadata)
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("tensors", [[], [gguf.Tensor("v.blk.0.attn_q.weight", (1,), 24, 0, 1)]])
+def test_files_without_the_layers_weights_are_no_model(tensors: list[gguf.Tensor]) -> None:
+    """A vocabulary alone, or the part that sees pictures."""
+    metadata = {"general.architecture": "llama", "llama.block_count": 2, "llama.attention.head_count": 2}
+    with pytest.raises(
+        ShapeError, match=r"the header: 2 layers and no weights in them\. .*name the files of the whole"
+    ):
+        shape_of(metadata, tensors, "test")
 
 
 def test_a_model_without_architecture() -> None:

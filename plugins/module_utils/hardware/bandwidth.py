@@ -62,8 +62,10 @@ def read_rate(cpus: Sequence[int], size: int) -> int:
     libc.memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
     libc.memchr.restype = ctypes.c_void_p
     part = size // len(cpus) // mmap.PAGESIZE * mmap.PAGESIZE
-    start, end = threading.Barrier(len(cpus) + 1), threading.Barrier(len(cpus) + 1)
+    start = threading.Barrier(len(cpus))
     refused: list[OSError] = []
+    # Each thread takes its own times: on a busy machine another one wakes up late, and would find little time gone.
+    times: list[list[tuple[float, float]]] = [[] for _ in range(PASSES)]
 
     def work(cpu: int, address: int) -> None:
         try:
@@ -72,31 +74,29 @@ def read_rate(cpus: Sequence[int], size: int) -> int:
             refused.append(error)
         ctypes.memset(address, PRESENT, part)
         with contextlib.suppress(threading.BrokenBarrierError):
-            for _ in range(PASSES):
+            for spans in times:
                 start.wait()
+                began = time.perf_counter()
                 libc.memchr(address, ABSENT, part)
-                end.wait()
+                spans.append((began, time.perf_counter()))
 
     buffer = ctypes.c_char.from_buffer(mmap.mmap(-1, part * len(cpus)))
     started: list[threading.Thread] = []
-    best = 0.0
     try:
         for number, cpu in enumerate(cpus):
             thread = threading.Thread(target=work, args=(cpu, ctypes.addressof(buffer) + number * part))
             thread.start()
             started.append(thread)
-        for _ in range(PASSES):
-            start.wait()
-            began = time.perf_counter()
-            end.wait()
-            best = max(best, part * len(cpus) / (time.perf_counter() - began))
-    finally:
+    except BaseException:
         start.abort()  # no thread may stay behind: the buffer goes with this function
+        raise
+    finally:
         for thread in started:
             thread.join()
     if refused:
         raise refused[0]
-    return int(best)
+    seconds = min(max(end for _, end in spans) - min(began for began, _ in spans) for spans in times)
+    return int(part * len(cpus) / seconds)
 
 
 def measured(

@@ -68,8 +68,12 @@ def parse_cpuinfo(text: str) -> Info:
             fields.setdefault(key.strip(), value.strip())
     flags = frozenset(fields.get("flags", "").split())
     if flags:
+        # A record may name only the flags that matter; no processor with AVX2 is without long mode.
         return Info(
-            "x86_64" if "lm" in flags else "i686", fields.get("vendor_id", ""), fields.get("model name", ""), flags
+            "x86_64" if flags & {"lm", "avx2"} else "i686",
+            fields.get("vendor_id", ""),
+            fields.get("model name", ""),
+            flags,
         )
     if "CPU implementer" in fields:
         part = f"implementer {fields['CPU implementer']} part {fields.get('CPU part', '?')}"

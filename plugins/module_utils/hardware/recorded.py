@@ -40,7 +40,7 @@ def records(text: str) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"This is not JSON ({error}). Give a list of recorded machines.") from None
     if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
-        raise ValueError("A list of recorded machines is needed, each an object with id, cpu, cpu_map and numa.")
+        raise ValueError("A list of recorded machines is needed, each an object with id, cpu and numa.")
     names = [need(one, "id", str, f"machine {position}") for position, one in enumerate(found, 1)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -70,10 +70,11 @@ def optional(record: Mapping[str, Any], key: str, kind: type | tuple[type, ...],
 def from_record(record: Mapping[str, Any]) -> Hardware:
     """The hardware of one record; ValueError names the record, the key and the way out.
 
-    Needed: id, cpu (vendor_id, model_name, flags, online, offline), cpu_map (CPU -> socket, core, node) and numa (node,
-    cpulist, mem_total_kb). Optional: dimms (rows of dmidecode -t 17), gpus (as in gpus.json, with count, numa_node,
-    pci_address and mig where known), os ("debian 13"), kernel, glibc, python (version or versions), driver (version, or
-    an object with version, cuda and toolkit), disk (path, total, free in bytes, filesystem, rotational).
+    Needed: id, cpu (vendor_id, model_name, flags, online, offline) and numa (node, cpulist, mem_total_kb). Optional:
+    cpu_map (CPU -> socket, core, node; without it cpu needs sockets and threads_per_core instead of online), dimms
+    (rows of dmidecode -t 17), gpus (as in gpus.json, with count, numa_node, pci_address and mig where known), os
+    ("debian 13"), kernel, glibc, python (version or versions), driver (version, or an object with version, cuda and
+    toolkit), disk (path, total, free in bytes, filesystem, rotational).
     """
     name = need(record, "id", str, "a recorded machine")
     unknown: dict[str, str] = {}
@@ -87,9 +88,16 @@ def from_record(record: Mapping[str, Any]) -> Hardware:
     if not info.architecture:
         unknown["architecture"] = absent("cpu.flags")
     explain_cpu(info, info.architecture, "the record does not tell", unknown)
-    online = cpus(processor, "online", f"{name}: cpu")
-    topology = topology_of(need(record, "cpu_map", dict, name), online, name)
-    nodes = [node_of(one, topology, name) for one in need(record, "numa", list, name)]
+    listed = need(record, "numa", list, name)
+    topology: cpu.Topology
+    if "cpu_map" in record:
+        online = cpus(processor, "online", f"{name}: cpu")
+        topology = topology_of(typed(record["cpu_map"], "cpu_map", dict, name), online, name)
+    else:
+        topology = imagined(processor, listed, name)
+        online = sorted(topology)
+        unknown["cpu.topology"] = absent("cpu_map") + ": cores and sockets follow from cpu and numa"
+    nodes = [node_of(one, topology, name) for one in listed]
     if not any(node["cpus"] for node in nodes):
         raise ValueError(f"{name}: `numa` has no node with CPUs; give at least node 0 with cpulist and mem_total_kb.")
     numbers = [node["id"] for node in nodes]
@@ -144,6 +152,19 @@ def topology_of(places: Mapping[str, Any], online: list[int], name: str) -> dict
         topology[number] = cpu.Place(
             need(one, "socket", int, f"{where}: {number}"), str(need(one, "core", int, f"{where}: {number}"))
         )
+    return topology
+
+
+def imagined(processor: Mapping[str, Any], nodes: Sequence[Any], name: str) -> cpu.Topology:
+    """Cores and sockets of a machine nobody has looked at: nodes in the order of the sockets, second threads last."""
+    where = f"{name}: cpu"
+    sockets, per_core = (typed(processor.get(key, 1), key, int, where) for key in ("sockets", "threads_per_core"))
+    topology = {}
+    for place, node in enumerate(nodes):
+        listed = cpus({"cpulist": "", **typed(node, "numa", dict, name)}, "cpulist", f"{name}: numa")
+        cores = max(1, len(listed) // max(1, per_core))
+        for position, number in enumerate(listed):
+            topology[number] = cpu.Place(place * max(1, sockets) // len(nodes), f"{place}.{position % cores}")
     return topology
 
 

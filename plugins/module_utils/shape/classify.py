@@ -132,7 +132,8 @@ def shape_of(
     where: str = "the header",
 ) -> Shape:
     """A model's Shape. ``metadata`` is that of the first part, ``tensors`` those of all parts; ``files`` their names,
-    ``where`` what messages call them. ShapeError when block_count or the dimensions are missing or absurd."""
+    ``where`` what messages call them. ShapeError when block_count or the dimensions are missing or absurd, and for
+    files without weights to compute with."""
     facts = _Facts(metadata, where)
     count = facts.number("block_count") - facts.number("nextn_predict_layers")
     if not 0 < count <= LAYER_LIMIT:
@@ -157,6 +158,11 @@ def shape_of(
             output += tensor.size
         if not found:
             by_name[tensor.name] = tensor
+    if not any(sum(one.values()) for one in sums):
+        raise ShapeError(
+            f"{where}: {count} layers and no weights in them. This is a vocabulary, a header or a part of a model; "
+            "name the files of the whole model."
+        )
     caches = _caches(facts, names)
     layers: list[Layer] = [
         {
@@ -169,7 +175,12 @@ def shape_of(
         }
         for sizes, cache in zip(sums, caches, strict=True)
     ]
-    experts = facts.number("expert_count")
+    experts, used = facts.number("expert_count"), facts.number("expert_used_count")
+    if experts and not 0 < used <= experts:
+        raise ShapeError(
+            f"{where}: {facts.architecture}.expert_used_count is {used} of {experts} experts, no engine can load it; "
+            f"1 to {experts} are possible. Take other files of the model."
+        )
     table = by_name.get("token_embd.weight")
     attention = attention_of(caches, facts.number("attention.head_count"), "attn_kv_b.weight" in by_name)
     return {
@@ -183,7 +194,7 @@ def shape_of(
         "embedding": facts.number("embedding_length"),
         "heads": facts.number("attention.head_count"),
         "experts": experts,
-        "experts_used": facts.number("expert_used_count"),
+        "experts_used": used,
         "expert_width": _expert_width(facts, by_name) if experts else 0,
         "layers": layers,
         "embeddings": embeddings,
