@@ -14,9 +14,15 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.onprem.llm.plugins.module_utils.doctor import finding
-from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import FAILED, NOT_ASKED, OK, DoctorError
+from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import (
+    FAILED,
+    NOT_ASKED,
+    OK,
+    WARNING,
+    DoctorError,
+)
 
-COLOURS = {OK: "green", FAILED: "red", NOT_ASKED: "yellow", "": "normal"}
+COLOURS = {OK: "green", FAILED: "red", NOT_ASKED: "yellow", WARNING: "yellow", "": "normal"}
 
 
 def build(results: list[Mapping[str, Any]]) -> dict[str, Any]:

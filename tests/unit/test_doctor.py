@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.onprem.llm.plugins.action import doctor_report
-from ansible_collections.onprem.llm.plugins.module_utils.doctor import finding, front, ports, sockets, units
+from ansible_collections.onprem.llm.plugins.module_utils.doctor import finding, front, memory, ports, sockets, units
 from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import DoctorError, Finding
 
 UNIT = {
@@ -376,7 +376,7 @@ def test_report_holds_everything_and_is_written_at_once(tmp_path: Path) -> None:
     doctor_report.write(tmp_path / "new/out.json", report)
     read = json.loads((tmp_path / "new/out.json").read_text())
     assert read["ok"] is False
-    assert read["counts"] == {"ok": 1, "failed": 1, "not_asked": 0}
+    assert read["counts"] == {"ok": 1, "failed": 1, "not_asked": 0, "warning": 0}
     assert [(one["host"], one["check"]) for one in read["findings"]] == [
         ("web1", "units.nginx"),
         ("data1", "host.reachable"),
@@ -409,3 +409,35 @@ def test_planted_words_differ_and_are_plain() -> None:
 )
 def test_only_old_work_of_the_doctor_is_swept(name: str | None, created: int | None, old: bool) -> None:
     assert front.old_work(name, "doctor ", created, 500) is old
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "detail"),
+    [
+        (
+            {"reported": {"ram": {"weights": 3 << 30, "kv_cache": 1 << 30, "compute": 0}}, "differences": []},
+            "ok",
+            "llama.cpp lays it out as planned: ram 4.00 GiB",
+        ),
+        (
+            {"reported": {"ram": {}}, "differences": ["ram: the plan expects 1 GiB.", "gpu0: more."]},
+            "warning",
+            "ram: the plan expects 1 GiB. gpu0: more.",
+        ),
+        ({"reported": None, "reason": "no tool\nhere"}, "warning", "not compared: no tool here"),
+        ({"msg": "broke off"}, "warning", "not compared: broke off"),
+    ],
+)
+def test_a_plan_that_was_wrong_about_memory_is_a_warning(answer: dict[str, Any], state: str, detail: str) -> None:
+    found = memory.judge("gpu1", "chat", answer)
+    assert (found.check, found.state, found.detail) == ("memory.chat", state, detail)
+    assert finding.verdict([finding.ok("a", "h", "b"), found])["ok"]
+
+
+def test_every_turn_of_a_loop_is_an_answer() -> None:
+    answers = [{"findings": [finding.ok(f"memory.{name}", "gpu1", "x").as_dict()]} for name in ("a", "b")]
+    assert [one.check for one in finding.from_task("gpu1", "memory", {"results": answers})] == ["memory.a", "memory.b"]
+    assert finding.from_task("gpu1", "memory", {"results": []}) == []

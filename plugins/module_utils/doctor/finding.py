@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-OK, FAILED, NOT_ASKED = "ok", "failed", "not_asked"
-SHOWN = {OK: "ok", FAILED: "FAILED", NOT_ASKED: "not asked"}
+OK, FAILED, NOT_ASKED, WARNING = "ok", "failed", "not_asked", "warning"
+SHOWN = {OK: "ok", FAILED: "FAILED", NOT_ASKED: "not asked", WARNING: "look"}
 
 
 class DoctorError(Exception):
@@ -48,6 +48,11 @@ def not_asked(check: str, host: str, detail: str, remedy: str) -> Finding:
     return Finding(check, host, NOT_ASKED, detail, remedy)
 
 
+def warning(check: str, host: str, detail: str, remedy: str) -> Finding:
+    """The service is true to what was asked of it, and yet something is not as expected."""
+    return Finding(check, host, WARNING, detail, remedy)
+
+
 def parse(raw: Mapping[str, Any]) -> Finding:
     try:
         return Finding(**{key: str(raw[key]) for key in ("check", "host", "state", "detail", "remedy")})
@@ -66,6 +71,9 @@ def from_task(host: str, task: str, result: Mapping[str, Any]) -> list[Finding]:
                 f"start {host}, check ansible_host and ssh to it (ansible {host} -m ping), then run the doctor again",
             )
         ]
+    if "results" in result:
+        # A loop: every item is an answer of its own.
+        return [found for item in result["results"] for found in from_task(host, task, item)]
     if "findings" in result:
         return [parse(raw) for raw in result["findings"]]
     if result.get("skipped"):
@@ -85,7 +93,7 @@ def _line(text: object) -> str:
 
 
 def verdict(findings: Iterable[Finding]) -> dict[str, Any]:
-    """ok only when everything was asked and everything is true: not asked is not green."""
+    """ok only when everything was asked and everything is true: not asked is not green. A warning is no untruth."""
     counts = dict.fromkeys(SHOWN, 0)
     for finding in findings:
         counts[finding.state] += 1
@@ -107,7 +115,7 @@ def table(findings: Sequence[Finding], width: int = 110) -> list[tuple[str, str]
             if finding.host == host:
                 head = f"  {SHOWN[finding.state]:9}  {finding.check:{name}}  "
                 lines += [(line, finding.state) for line in _wrap(head, finding.detail, width)]
-    for state, title in ((NOT_ASKED, "Not asked"), (FAILED, "FAILED")):
+    for state, title in ((WARNING, "Worth a look"), (NOT_ASKED, "Not asked"), (FAILED, "FAILED")):
         wanting = [finding for finding in findings if finding.state == state]
         if wanting:
             lines += [("", ""), (f"{title}, and what to do:", "")]

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from ansible_collections.onprem.llm.plugins.module_utils.hardware.types import Hardware
+
 
 class Offload(TypedDict):
-    """What lies on the GPUs. Counted from the last layer, as llama.cpp does; all layers and the output: layers + 1."""
+    """What lies on the GPUs. Counted from the end, as llama.cpp does: 1 is the output, N the output and the last N - 1
+    layers; everything is layers + 1."""
 
     gpu_layers: int
     cpu_moe_layers: int
     """Layers, from the first, whose routed experts stay in RAM although the layer is on a GPU."""
     split: list[int]
-    """Layers per GPU, in the order of the GPUs; empty without GPU."""
+    """Layers per GPU, in the order of the GPUs; the last that has any also holds the output, which counts as one. Empty
+    without GPU."""
 
 
 class DeviceMemory(TypedDict):
@@ -65,7 +69,7 @@ class Placement(TypedDict):
     engine: str
     """Empty when nothing fits."""
     variant: dict[str, Any]
-    """The chosen entry of the model's variants: format, quantisation, source, repo, revision, include, entry, companions."""
+    """The chosen entry of the model's variants: format, quantisation, source, repo, revision, include, entry ..."""
     quantisation: str
     context: int
     """Tokens per conversation."""
@@ -95,3 +99,18 @@ class Placement(TypedDict):
     """Names of what the inventory pinned."""
     model_path: str
     source: str
+
+
+class Plan(TypedDict):
+    """What is shown to a person."""
+
+    title: str
+    placements: list[Placement]
+    """In the order they were packed; the ones of a host need not stand together."""
+    hosts: dict[str, Hardware]
+    changes: list[str]
+    """Sentences: what differs from what is installed. Empty where nobody looked."""
+    notes: list[str]
+    """Sentences about the plan itself: what the headers cost, which could not be read."""
+    what_if: bool
+    """The machines come from a file; no host was asked."""
