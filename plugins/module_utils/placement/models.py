@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 MODEL_KINDS = ("chat", "embedding")
 FORMATS = ("gguf", "safetensors")
 #: What describes the files of one variant. Given beside a model's name they count for each of its variants.
-VARIANT_KEYS = ("format", "source", "repo", "revision", "include", "exclude", "entry", "companions", "size", "legacy")
+VARIANT_KEYS = ("format", "source", "repo", "revision", "include", "exclude", "entry", "size", "legacy")
 VARIANT_REQUIRED = ("source", "repo", "revision", "include")
 
 
@@ -134,8 +134,8 @@ def _model_problems(name: str, model: dict[str, Any], groups: Mapping[str, Seque
         if host not in known:
             there = ", ".join(groups.get("inference", [])) or "nobody"
             return [
-                f"models: '{name}' wants the host '{host}', which is no member of the group inference (members: {there})."
-                " Add it there, or name a member or a group."
+                f"models: '{name}' wants the host '{host}', which is no member of the group inference "
+                f"(members: {there}). Add it there, or name a member or a group."
             ]
     return []
 
