@@ -10,7 +10,7 @@ help:
 	@echo "make sandbox-down  take it away again"
 	@echo "make test          lint, unit tests, molecule, browser (make test-long: full counts)"
 	@echo "make lock          resolve the Python lock files anew"
-	@echo "make docs          generate docs/variables.md from the roles"
+	@echo "make docs          generate docs/variables.md and docs/hardware.md"
 	@echo "make bench         the table of times in the README"
 
 sandbox:

@@ -39,6 +39,37 @@ def command_line(flags: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
+#: What `server_flags` adds to a placement's own flags.
+OURS = ("model", "alias", "host", "port", "metrics", "offline", "no-webui", "no-slots")
+
+
+def installed(model: str, environment: str, numa: str = "") -> dict[str, Any]:
+    """What a model's service starts with, as its two files say: the same keys as a placement's."""
+    source = re.search(r"^# .*Files: (.*)$", environment, re.MULTILINE)
+    line = re.search(r"^LLAMACPP_OPTIONS=(.*)$", environment, re.MULTILINE)
+    flags: dict[str, Any] = {}
+    name = ""
+    for word in shlex.split(line[1]) if line else []:
+        if re.fullmatch(r"--[a-z][a-z0-9-]*", word):
+            name = word[2:]
+            flags[name] = True
+        elif name:
+            flags[name] = word
+    return {
+        "model": model,
+        "engine": "llamacpp",
+        "port": int(flags.get("port", 0)),
+        "source": source[1].strip() if source else "",
+        "flags": {key: value for key, value in flags.items() if key not in OURS},
+        "environment": {
+            name: value
+            for name, value in re.findall(r"^([A-Z]\w*)=(.*)$", environment, re.MULTILINE)
+            if name != "LLAMACPP_OPTIONS"
+        },
+        "numa": "".join(re.findall(r"^# .*NUMA policy of the plan: (.*)$", numa, re.MULTILINE)),
+    }
+
+
 def listed_options(help_text: str) -> set[str]:
     """Long options, without dashes, that a ``--help`` text lists at the start of its lines."""
     options: set[str] = set()

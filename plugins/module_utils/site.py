@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.onprem.llm.plugins.module_utils.placement.pins import ROLES
+
 BUILTIN_GROUPS = ("all", "ungrouped")
 # The tasks of a host in one of these groups need a host in the other.
 NEEDS = {
@@ -17,7 +19,7 @@ NEEDS = {
 SINGLE = {"postgresql": "One database", "nginx": "One front door", "openldap": "One bundled directory"}
 
 
-def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str]) -> list[str]:
+def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str], wanted: int = 0) -> list[str]:
     """Misspelt groups, hosts without a task, and group members that lack a group they need."""
     problems = []
     for name in sorted(set(groups) - set(known) - set(BUILTIN_GROUPS)):
@@ -40,6 +42,17 @@ def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str]) -> l
                 problems.append(
                     f"inventory: '{host}' is a member of {group} but not of {needed}: {why}. Add it to {needed}."
                 )
+    for host in groups.get("inference", []):
+        if not any(host in groups.get(engine, []) for engine in ROLES):
+            problems.append(
+                f"inventory: '{host}' is a member of inference but of no engine's group ({', '.join(ROLES)}): no model "
+                "could run there. Add it to one, or take it out of inference."
+            )
+    if wanted and not groups.get("inference"):
+        problems.append(
+            f"models: {wanted} are wanted, but the group inference is empty. Put a host into it, or take the models "
+            "out."
+        )
     for group, what in SINGLE.items():
         members = groups.get(group, [])
         if len(members) > 1:

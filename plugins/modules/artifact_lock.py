@@ -12,8 +12,8 @@ author: The onprem.llm developers
 description:
   - In a file of artifacts, every entry with C(sha256) null is downloaded once, and its sha256 and size are written.
   - In a model catalogue, every C(revision) that is not a commit is resolved to one by asking the hub.
-  - Only those values change in the file. Everything is resolved before anything is written, so a failure leaves the
-    file as it was.
+  - Only those values change in the file. What could be resolved is written even when one source fails; the
+    module then fails and names the rest.
   - Runs on the controller, which needs PyYAML (a part of every Ansible installation).
 attributes:
   check_mode:

@@ -85,7 +85,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.onprem.llm.plugins.module_utils import site
-from ansible_collections.onprem.llm.plugins.module_utils.placement import pins
+from ansible_collections.onprem.llm.plugins.module_utils.placement import models, pins
 
 
 def names_in(folder: str) -> dict[str, str]:
@@ -115,15 +115,15 @@ def main() -> None:
     given = module.params
     paths = [given["site"].get(key) for key in ("tls_certificate_file", "tls_key_file", "tls_ca_file", "ldap_ca_file")]
     exists = {path: os.path.isfile(path) for path in paths if path}
-    models, problems = pins.resolve_models(given["models"], given["catalogue"])
+    resolved, problems = models.resolve(given["models"], given["catalogue"], given["groups"])
     problems = [
         *site.check_shadowed(names_in(given["site_vars"]), names_in(given["shared_vars"])),
-        *site.check_groups(given["groups"], given["known_groups"]),
+        *site.check_groups(given["groups"], given["known_groups"], len(given["models"])),
         *site.check_tls(given["site"], given["groups"], exists),
         *site.check_identity(given["site"], given["groups"]),
         *problems,
-        *pins.check_sources(models, given["model_sources"]),
-        *pins.check_pins(given["placements"], models, given["groups"]),
+        *models.with_known_sources(resolved, given["model_sources"])[1],
+        *pins.check(given["placements"], resolved, given["groups"]),
     ]
     if problems:
         module.fail_json(

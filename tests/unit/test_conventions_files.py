@@ -259,7 +259,7 @@ def test_a_document_points_to_what_is_there(document: Path) -> None:
     assert not problems, f"{name(document)} names what does not exist:" + listed(problems)
 
 
-def test_the_table_of_variables_is_up_to_date() -> None:
+def test_what_documents_can_compute_is_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, "tools/docs", "--check"], cwd=PROJECT, capture_output=True, text=True, check=False
     )

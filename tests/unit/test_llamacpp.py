@@ -17,17 +17,17 @@ import yaml
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.onprem.llm.plugins.module_utils import llamacpp
-from ansible_collections.onprem.llm.plugins.module_utils.placement import pins
+from ansible_collections.onprem.llm.plugins.module_utils.placement import threads
 from ansible_collections.onprem.llm.plugins.modules import llamacpp_info
 
 HELP = (Path(__file__).parents[1] / "fixtures/llama-server-help-0.7.0.txt").read_text()
 
 
-def placement(kind: str = "chat", **flags: Any) -> pins.Placement:
-    model = {"name": "tiny", "kind": kind, "repo": "o/r", "revision": "master", "entry": "a/m.gguf", "context": 2048}
-    return pins.complete(
-        {"model": "tiny", "host": "h", "engine": "llamacpp", "port": 9101, "flags": flags}, model, "/srv/llm/served"
-    )
+def placement(kind: str = "chat", **flags: Any) -> dict[str, Any]:
+    planned = {"parallel": 1, "ctx-size": 2048}
+    if kind == "embedding":
+        planned |= {"embedding": True, "pooling": "mean", "batch-size": 2048, "ubatch-size": 2048}
+    return {"model": "tiny", "port": 9101, "model_path": "/srv/llm/served/tiny/a/m.gguf", "flags": {**planned, **flags}}
 
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,6 @@ def test_listed(option: str) -> None:
         "ctx-sizes",
         "mmap",  # only in an explanation: '- mmap: memory-map model'
         "cpu-mask-",
-        "tensor-split",  # only in an explanation: '(--tensor-split)'
     ],
 )
 def test_not_listed(word: str) -> None:
@@ -118,7 +117,15 @@ def test_not_listed(word: str) -> None:
 
 
 def test_everything_we_emit_exists() -> None:
-    emitted = {*llamacpp.server_flags(placement(), "x"), *llamacpp.server_flags(placement("embedding"), "x")}
+    planned: dict[str, Any] = {}
+    for policy in ("none", "distribute", "interleave", "bind"):
+        for gpus, layers in ((0, 0), (1, 0), (2, 5)):
+            planned |= threads.llamacpp(
+                context=4096, slots=2, threads=8, threads_batch=8, ubatch=512, cache_type="f16", cache_ram=0,
+                flash=True, offload={"gpu_layers": layers, "cpu_moe_layers": layers, "split": [3, 3]}, gpus=gpus,
+                policy={"policy": policy, "nodes": [0, 1]}, mode="mmap", embedding=True, pooling="mean",
+            )  # fmt: skip
+    emitted = llamacpp.server_flags(placement(**planned), "x")
     assert llamacpp.unknown_options(emitted, HELP) == []
 
 
@@ -187,3 +194,27 @@ def test_an_old_program_stops_the_run(
     answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert answer.get("failed", False) == bool(problem), answer
     assert problem in answer.get("msg", "")
+
+
+def test_what_a_service_starts_with_can_be_read_back() -> None:
+    flags = {"ctx-size": 4096, "flash-attn": "on", "embedding": True, "temp": 0, "tensor-split": "3,1"}
+    placement = {"model": "chat", "port": 9101, "model_path": "/srv/llm/served/chat/it's one.gguf", "flags": flags}
+    line = llamacpp.command_line(llamacpp.server_flags(placement, "127.0.0.1"))
+    text = f"# Written by the role llamacpp. Files: o/chat@{'a' * 40}\nLLAMACPP_OPTIONS={line}\n"
+    assert llamacpp.installed("chat", text) == {
+        "model": "chat",
+        "engine": "llamacpp",
+        "port": 9101,
+        "source": f"o/chat@{'a' * 40}",
+        "flags": {key: value if value is True else str(value) for key, value in flags.items()},
+        "environment": {},
+        "numa": "",
+    }
+    dropin = "# Written by the role llamacpp. NUMA policy of the plan: bind 0 1\n[Service]\nNUMAPolicy=bind\n"
+    found = llamacpp.installed("chat", "CUDA_VISIBLE_DEVICES=1,2\n" + text, dropin)
+    assert (found["environment"], found["numa"]) == ({"CUDA_VISIBLE_DEVICES": "1,2"}, "bind 0 1")
+
+
+def test_a_file_that_says_nothing_is_a_model_without_options() -> None:
+    found = llamacpp.installed("chat", "")
+    assert (found["port"], found["source"], found["flags"], found["environment"], found["numa"]) == (0, "", {}, {}, "")

@@ -165,3 +165,14 @@ def test_a_variable_set_in_vain_is_named() -> None:
     said = site.check_shadowed({"doctor_ca_file": "site/tls.yml", "x": "a"}, {"doctor_ca_file": "shared/wiring.yml"})
     assert len(said) == 1
     assert "doctor_ca_file is set in site/tls.yml, and that has no effect: shared/wiring.yml" in said[0]
+
+
+def test_models_need_hosts_and_hosts_need_an_engine() -> None:
+    empty = {**GROUPS, "inference": [], "llamacpp": []}
+    known = list(GROUPS)
+    assert any(
+        "models: 2 are wanted, but the group inference is empty." in p for p in site.check_groups(empty, known, 2)
+    )
+    assert not any("models:" in p for p in site.check_groups(empty, known, 0))
+    idle = {**GROUPS, "inference": [*GROUPS["inference"], "spare"], "all": [*GROUPS.get("all", []), "spare"]}
+    assert any("'spare' is a member of inference but of no engine's group" in p for p in site.check_groups(idle, known))

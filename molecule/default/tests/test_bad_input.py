@@ -21,6 +21,10 @@ testinfra_hosts = ["ansible://box"]
 
 GATEWAY = "10.77.1.1"
 MODEL = {"kind": "chat", "revision": "master", "source": "sandbox", "include": ["*.gguf"], "entry": "model.gguf"}
+SMALL = {"quantisation": "F16", "published": {
+    "architecture": "llama", "block_count": 2, "context_length": 2048, "embedding_length": 64,
+    "feed_forward_length": 128, "vocab_size": 256, "head_count": 4, "head_count_kv": 4,
+}}  # fmt: skip
 PLACEMENT = {"host": "box", "engine": "llamacpp"}
 
 
@@ -84,6 +88,20 @@ def test_unsupported_system_ends_the_run_before_anything_is_planned(host):
     assert "PLAY [Plan" not in said, said
 
 
+def test_a_damaged_header_is_found_before_a_byte_of_the_model_is_downloaded(host, hub):
+    store = "/srv/llm/models"
+    with untouched(host):
+        said = refused(
+            "site",
+            models=[MODEL | {"name": "wrong", "repo": "onprem/wrong", "entry": "wrong.gguf"}],
+            placements=[],
+            model_sources={"sandbox": {"type": "modelscope", "url": hub}},
+        )
+    assert "wrong: nothing is known of it, so it cannot be planned. wrong.gguf: " in said, said
+    assert "byte 0: begins with b'FGUF', a GGUF file begins with b'GGUF'" in said, said
+    assert not host.file(f"{store}/onprem/wrong").exists
+
+
 def test_model_source_without_an_address(host):
     with untouched(host):
         said = refused("playbooks/models", model_sources={"sandbox": {"type": "directory"}})
@@ -113,7 +131,8 @@ def test_damaged_files_are_set_aside_and_never_published(host, hub):
             said = refused(
                 "playbooks/models",
                 models=[
-                    MODEL | {"name": name, "repo": f"onprem/{name}", "entry": f"{name}.gguf"}
+                    # Damage in the header is found by the plan already; with published figures it goes on.
+                    MODEL | {"name": name, "repo": f"onprem/{name}", "entry": f"{name}.gguf", **SMALL}
                     for name in ("wrong", "corrupt")
                 ],
                 placements=[

@@ -83,6 +83,6 @@ def test_the_controller_sees_a_cited_answer(tmp_path):
 
 
 def test_a_limited_run_works():
-    """`--limit`: secrets, plan and addresses of the other hosts are known without touching them."""
+    """`--limit`: secrets and addresses of the other hosts are known; those that serve models are only looked at."""
     done = playbook("site.yml", "--limit", "web1", "--check")
     assert done.returncode == 0, done.stdout[-3000:]
