@@ -261,7 +261,10 @@ def test_an_embedding_model_reads_its_input_in_one_batch() -> None:
     placement = ask(machine("laptop-i7-1260p"), [header("qwen3-embedding-0.6b-q8_0")], 2048, 2, kind="embedding")
     flags = placement["flags"]
     assert (flags["embedding"], flags["cache-ram"]) == (True, 0)
-    assert "pooling" not in flags, "the files say how the model pools"
+    assert flags["pooling"] == "last", "the files say how the model pools"
+    variant, silent = header("qwen3-4b-q4_k_m")
+    unsaid = ask(machine("laptop-i7-1260p"), [(variant, silent)], 2048, 2, kind="embedding")
+    assert unsaid["flags"]["pooling"] == "mean"
     assert flags["batch-size"] == flags["ubatch-size"] == 2048 and flags["ctx-size"] == 4096
 
 

@@ -64,7 +64,7 @@ def model(layers: int = 8, kind: Cache | None = None, **changes: Any) -> Shape:
         "format": "gguf", "architecture": "llama", "name": "made up", "quantisation": "Q4_K_M", "context": 32768,
         "vocabulary": 32000, "embedding": 4096, "heads": 32, "experts": 0, "experts_used": 0, "expert_width": 0,
         "layers": [layer] * layers, "embeddings": 100 * MIB, "output": 100 * MIB, "tied": False, "attention": "GQA",
-        "types": {}, "chat_template": True, "basis": "made up", "exact": True,
+        "types": {}, "chat_template": True, "pooling": "", "basis": "made up", "exact": True,
     } | changes  # fmt: skip
     shape["weights"] = shape["embeddings"] + shape["output"] + layers * sum(sizes.values())
     shape["parameters"] = shape["weights"] * 2

@@ -111,18 +111,6 @@ def test_no_layer_on_the_gpu_means_no_gpu() -> None:
     assert (flags["gpu-layers"], flags["device"]) == (0, "none")
 
 
-def test_the_pooling_of_the_files_holds_unless_another_is_asked_for() -> None:
-    def flags(pooling: str | None) -> dict[str, Any]:
-        return threads.llamacpp(
-            context=512, slots=1, threads=4, threads_batch=4, ubatch=512, cache_type="f16", cache_ram=0, flash=True,
-            offload={"gpu_layers": 0, "cpu_moe_layers": 0, "split": []}, gpus=0, policy={"policy": "none", "nodes": []},
-            mode="mmap", embedding=True, pooling=pooling,
-        )  # fmt: skip
-
-    assert "pooling" not in flags(None)
-    assert flags("last")["pooling"] == "last"
-
-
 def test_ollama_is_told_everything() -> None:
     placement = ask(machine("laptop-i7-1260p"), [header("qwen3-4b-q4_k_m")], 4096, 2, engine="ollama")
     assert placement["engine"] == "ollama"

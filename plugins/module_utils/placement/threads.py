@@ -15,6 +15,8 @@ from ansible_collections.onprem.llm.plugins.module_utils.placement.types import 
 MANY_THREADS = 64
 BATCH = 2048
 UBATCH = 512
+#: Of an embedding model whose files do not say: llama.cpp's own default then is none, which its API refuses.
+POOLING = "mean"
 UBATCH_EXPERTS = 2048
 """Experts in RAM are copied to the GPU for every batch of a prompt, so long batches read faster (Unsloth's guides)."""
 
@@ -130,11 +132,11 @@ def llamacpp(
     policy: Mapping[str, Any],
     mode: str,
     embedding: bool,
-    pooling: str | None,
+    pooling: str,
 ) -> dict[str, Any]:
     """Long options of llama-server 0.7.0: everything a default could change under us. ``cache_ram`` in bytes.
 
-    ``gpus``: how many the engine could see, used or not. Without ``pooling`` an embedding model's own holds.
+    ``gpus``: how many the engine could see, used or not.
     """
     flags: dict[str, Any] = {
         "ctx-size": context * slots,
@@ -166,7 +168,7 @@ def llamacpp(
         if len(offload["split"]) > 1 and offload["gpu_layers"]:
             flags |= {"split-mode": "layer", "tensor-split": ",".join(map(str, offload["split"]))}
     if embedding:
-        flags |= {"embedding": True} | ({"pooling": pooling} if pooling else {})
+        flags |= {"embedding": True, "pooling": pooling}
     return flags
 
 

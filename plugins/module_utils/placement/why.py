@@ -249,7 +249,7 @@ def _flags(hardware: Hardware, option: Option, asked: Mapping[str, Any]) -> tupl
                 **shared, threads=option.threads, threads_batch=option.wishes.threads_batch or option.threads,
                 ubatch=option.ubatch, cache_type=option.cache_type, cache_ram=option.cache_ram, flash=option.flash,
                 offload=option.offload, gpus=_visible(hardware, option), policy=option.policy, mode=mode,
-                embedding=embedding, pooling=asked["pooling"],
+                embedding=embedding, pooling=asked["pooling"] or option.shape["pooling"] or threads.POOLING,
             ),
             {},
             said if option.wishes.mode is None else f"Load mode {option.wishes.mode}: pinned.",

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ansible_collections.onprem.llm.plugins.module_utils.gguf import Tensor, Value
-from ansible_collections.onprem.llm.plugins.module_utils.shape.types import Cache, Layer, Shape
+from ansible_collections.onprem.llm.plugins.module_utils.shape.types import POOLING, Cache, Layer, Shape
 
 LAYER_LIMIT = 4096
 NUMBER_LIMIT = 1 << 40
@@ -204,6 +204,7 @@ def shape_of(
         "types": dict(types),
         "weights": sum(types.values()),
         "chat_template": "tokenizer.chat_template" in metadata,
+        "pooling": POOLING.get(facts.number("pooling_type", 0), ""),
         "basis": basis,
         "exact": True,
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from ansible_collections.onprem.llm.plugins.module_utils.shape.types import Cache, Layer, Shape
+from ansible_collections.onprem.llm.plugins.module_utils.shape.types import POOLING, Cache, Layer, Shape
 
 #: Bits per weight of ggml's types: bytes of a block * 8 / its elements (ggml-common.h).
 TYPES = {
@@ -104,6 +104,7 @@ def shape(config: Mapping[str, Any], variant: Mapping[str, Any]) -> Shape:
         "types": types,
         "weights": weights,
         "chat_template": not config.get("pooling_type"),
+        "pooling": POOLING.get(_number(config, "pooling_type", 0), ""),
         "basis": "published configuration",
         "exact": False,
     }

@@ -361,6 +361,7 @@ def _shape(
         "types": types,
         "weights": sum(types.values()),
         "chat_template": chat,
+        "pooling": "",
         "basis": basis,
         "exact": False,
     }

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+#: GGUF's pooling_type (llama.h, enum llama_pooling_type) -> what llama-server's --pooling calls it.
+POOLING = {1: "mean", 2: "cls", 3: "last", 4: "rank"}
+
 
 class Cache(TypedDict):
     """What one layer remembers of a conversation."""
@@ -69,6 +72,8 @@ class Shape(TypedDict):
     weights: int
     """Bytes of all tensors."""
     chat_template: bool
+    pooling: str
+    """How an embedding is made of the vectors of its tokens, as the files say: mean, cls, last, rank, or empty."""
     basis: str
     """Where this is known from: the header of a file (and how many bytes were read for it), or published figures."""
     exact: bool
