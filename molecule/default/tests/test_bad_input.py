@@ -24,6 +24,7 @@ MODEL = {"kind": "chat", "revision": "master", "source": "sandbox", "include": [
 SMALL = {"quantisation": "F16", "published": {
     "architecture": "llama", "block_count": 2, "context_length": 2048, "embedding_length": 64,
     "feed_forward_length": 128, "vocab_size": 256, "head_count": 4, "head_count_kv": 4,
+    "key_length": 16, "value_length": 16,
 }}  # fmt: skip
 PLACEMENT = {"host": "box", "engine": "llamacpp"}
 

@@ -25,7 +25,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 URL = "https://10.77.1.11"
-FACT = "The access code of the Kelora server is QX-4711."
+# A word: the random id of the collection stands in the prompt too, and the tiny model takes its digits for a code.
+CODE = "Malor"
+FACT = f"The access code of the Kelora server is {CODE}."
 QUESTION = "What is the access code of the Kelora server?"
 ARGUMENTS = [
     "--headless=new",
@@ -131,7 +133,7 @@ def test_a_person_gets_a_cited_answer(tmp_path, ca_file, secrets, knowledge):
         box.send_keys(QUESTION + Keys.ENTER)
         page = browser.find_element(By.TAG_NAME, "body")
         try:
-            WebDriverWait(browser, 60).until(lambda _: "QX-4711" in page.text and "1 Source" in page.text)
+            WebDriverWait(browser, 60).until(lambda _: CODE in page.text and "1 Source" in page.text)
         finally:
             browser.save_screenshot(str(picture))
         assert "handbook.txt" in page.text
@@ -156,4 +158,4 @@ def test_nobody_reads_what_belongs_to_another(ca_file, sign_in, knowledge):
         "files": [{"type": "collection", "id": knowledge}],
     }
     status, answer = ask(f"{URL}/api/chat/completions", ca_file, chat, bob)
-    assert "QX-4711" not in str(answer), (status, answer)
+    assert CODE not in str(answer), (status, answer)
