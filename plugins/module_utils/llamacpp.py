@@ -9,11 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def server_flags(placement: Mapping[str, Any], address: str) -> dict[str, Any]:
-    """Long options (no dashes) for one placement; ``True`` stands for an option without a value.
-
-    Never in it: --tools, --agent, --mcp-servers (they give clients files and commands), the web UI, slots.
-    """
+def _own_flags(placement: Mapping[str, Any], address: str) -> dict[str, Any]:
+    """What the role gives itself."""
     return {
         "model": placement["model_path"],
         "alias": placement["model"],
@@ -23,8 +20,19 @@ def server_flags(placement: Mapping[str, Any], address: str) -> dict[str, Any]:
         "offline": True,
         "no-webui": True,
         "no-slots": True,
-        **placement["flags"],
     }
+
+
+#: What `server_flags` adds to a placement's own flags.
+OURS = tuple(_own_flags({"model_path": "", "model": "", "port": 0}, ""))
+
+
+def server_flags(placement: Mapping[str, Any], address: str) -> dict[str, Any]:
+    """Long options (no dashes) for one placement; ``True`` stands for an option without a value.
+
+    Never in it: --tools, --agent, --mcp-servers (they give clients files and commands), the web UI, slots.
+    """
+    return {**_own_flags(placement, address), **placement["flags"]}
 
 
 def command_line(flags: Mapping[str, Any]) -> str:
@@ -37,10 +45,6 @@ def command_line(flags: Mapping[str, Any]) -> str:
         if value is not True:
             words.append(shlex.quote(str(value)))
     return " ".join(words)
-
-
-#: What `server_flags` adds to a placement's own flags.
-OURS = ("model", "alias", "host", "port", "metrics", "offline", "no-webui", "no-slots")
 
 
 def installed(model: str, environment: str, numa: str = "") -> dict[str, Any]:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Options of the engine that the role gives itself.
-OURS = (
-    "model", "alias", "host", "port", "api-key", "api-key-file", "metrics", "offline", "no-webui", "no-slots",
-    "ssl-key-file", "ssl-cert-file", "api-prefix", "tools", "agent",
+from ansible_collections.onprem.llm.plugins.module_utils import llamacpp
+
+#: Options of the engine that are not a site's to give: the role's own, and what would change who may do what.
+NOT_PINNED = (
+    *llamacpp.OURS, "api-key", "api-key-file", "ssl-key-file", "ssl-cert-file", "api-prefix", "tools", "agent"
 )  # fmt: skip
 #: Engines that have a role. The group of the same name holds the hosts that may run it.
 ROLES = ("llamacpp",)
@@ -72,7 +73,7 @@ def _shape_problems(label: str, pin: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"{label}: numa is {numa!r}. Write distribute, interleave, none or {{policy: bind, nodes: [0]}}."
         )
-    taken = [flag for flag in flags if flag in OURS] if isinstance(flags, Mapping) else []
+    taken = [flag for flag in flags if flag in NOT_PINNED] if isinstance(flags, Mapping) else []
     if taken:
         problems.append(
             f"{label}: the flags {', '.join(taken)} are set by the role, so that door, firewall and service agree. "
