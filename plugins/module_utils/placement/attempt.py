@@ -47,6 +47,14 @@ class Wishes(NamedTuple):
     """Pinned options that move weights in ways nothing here computes."""
 
 
+def request_seconds(kind: str, figures: Speed) -> float:
+    """Machine time of the typical request; of an embedding model, which only reads, that of the prompt."""
+    read = PROMPT_TOKENS / figures["prefill"] if figures["prefill"] else 0.0
+    if kind == "embedding":
+        return read or PROMPT_TOKENS / max(figures["total"], 1e-9)
+    return read + ANSWER_TOKENS / max(figures["total"], 1e-9)
+
+
 @dataclass(frozen=True)
 class Option:
     """One way to run it. ``hardware`` has only the GPUs that the engine uses; ``places`` says which those are."""
@@ -157,11 +165,7 @@ class Option:
         return self._run[2]
 
     def seconds_of(self, figures: Speed) -> float:
-        """Machine time of the typical request; of an embedding model, which only reads, that of the prompt."""
-        read = PROMPT_TOKENS / figures["prefill"] if figures["prefill"] else 0.0
-        if self.kind == "embedding":
-            return read or PROMPT_TOKENS / max(figures["total"], 1e-9)
-        return read + ANSWER_TOKENS / max(figures["total"], 1e-9)
+        return request_seconds(self.kind, figures)
 
     @property
     def seconds(self) -> float:

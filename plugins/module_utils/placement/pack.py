@@ -120,11 +120,8 @@ class _Packing:
 def _worth(placement: Placement) -> tuple[int, float]:
     """Less is better: the verdict, then the seconds of the typical request for each conversation."""
     speed = placement["predicted"]
-    if speed is None:
-        return VERDICTS.index(placement["fits"]), 0.0
-    read = attempt.PROMPT_TOKENS / speed["prefill"] if speed["prefill"] else 0.0
-    write = 0.0 if placement["kind"] == "embedding" and read else attempt.ANSWER_TOKENS / max(speed["total"], 1e-9)
-    return VERDICTS.index(placement["fits"]), read + write
+    seconds = attempt.request_seconds(placement["kind"], speed) if speed else 0.0
+    return VERDICTS.index(placement["fits"]), seconds
 
 
 class _Site:
