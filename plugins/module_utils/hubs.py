@@ -13,9 +13,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, quote_plus, urljoin
+from urllib.parse import quote, quote_plus, urlsplit
+
+from ansible_collections.onprem.llm.plugins.module_utils.transfer import redact
 
 KINDS = ("modelscope", "huggingface", "mirror")
+#: What each hub calls the branch that a repository begins with.
+DEFAULT_BRANCH = {"modelscope": "master", "huggingface": "main"}
+#: The cookie in which a hub wants the token too.
+TOKEN_COOKIE = {"modelscope": "m_session_id"}
 
 #: ModelScope answers at most this many entries to one listing and does not say that there are more.
 MODELSCOPE_LISTING_LIMIT = 3000
@@ -41,12 +47,31 @@ class File:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What a published folder was filled with."""
+
+    include: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Listing:
     """The files of one revision."""
 
     files: tuple[File, ...]
     commits: tuple[str, ...] = ()
     """Commits the listing mentions, likeliest first; not each need be the revision's own."""
+    selections: tuple[Selection, ...] = ()
+    """What the listing is complete for; empty: the whole revision."""
+
+    def covers(self, include: Iterable[str], exclude: Iterable[str] = ()) -> bool:
+        """Whether every file of the revision that the globs select is sure to be listed."""
+        wanted, unwanted = frozenset(include), frozenset(exclude)
+        return not self.selections or any(
+            have.exclude <= unwanted
+            and (not have.include or "*" in have.include or (bool(wanted) and wanted <= have.include))
+            for have in self.selections
+        )
 
 
 def is_commit(revision: str) -> bool:
@@ -88,7 +113,7 @@ def _json(body: bytes, url: str) -> Any:
         return json.loads(body)
     except ValueError as error:
         start = body[:60].decode("utf-8", "replace")
-        raise HubError(f"{url} did not answer with JSON but with {start!r}…") from error
+        raise HubError(f"{redact(url)} did not answer with JSON but with {start!r}…") from error
 
 
 def _file(path: Any, size: Any, sha256: Any = "", git_blob: Any = "") -> File:
@@ -113,7 +138,7 @@ class Hub:
         if self.kind not in KINDS:
             raise HubError(f"'{self.kind}' is no kind of hub; known: {', '.join(KINDS)}")
         if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", self.endpoint):
-            raise HubError(f"the hub's address {self.endpoint!r} must begin with https:// or http://")
+            raise HubError(f"the hub's address {redact(self.endpoint)!r} must begin with https:// or http://")
         object.__setattr__(self, "endpoint", self.endpoint.rstrip("/"))
 
     def download_url(self, path: str) -> str:
@@ -133,8 +158,11 @@ class Hub:
             return self._huggingface(fetch)
         return self._mirror(fetch)
 
-    def commit(self, fetch: Fetch) -> str:
-        """The commit the revision stands for now, proven where the hub does not simply say it."""
+    def commit(self, fetch: Fetch, here: Listing | None = None) -> str:
+        """The commit the revision stands for now, proven where the hub does not simply say it.
+
+        ``here`` is the revision's listing, if the caller has it.
+        """
         if is_commit(self.revision):
             return self.revision
         if self.kind == "huggingface":
@@ -145,7 +173,7 @@ class Hub:
                 return commit
         else:
             # ModelScope names commits file by file; the one meant is the one whose own listing is the same.
-            here = self.listing(fetch)
+            here = here or self.listing(fetch)
             for commit in here.commits[:20]:
                 try:
                     there = Hub(self.kind, self.endpoint, self.repo, commit).listing(fetch)
@@ -153,7 +181,7 @@ class Hub:
                     continue
                 if set(there.files) == set(here.files):
                     return commit
-        raise HubError(f"{self.endpoint} names no commit for revision '{self.revision}' of {self.repo}")
+        raise HubError(f"{redact(self.endpoint)} names no commit for revision '{self.revision}' of {self.repo}")
 
     def _modelscope(self, fetch: Fetch) -> Listing:
         found: dict[str, File] = {}
@@ -169,7 +197,7 @@ class Hub:
             entries = data.get("Files") if isinstance(data, dict) else None
             if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
                 said = answer.get("Message") if isinstance(answer, dict) else None
-                raise HubError(f"{url} answered without a file list ({said or 'no message'})")
+                raise HubError(f"{redact(url)} answered without a file list ({said or 'no message'})")
             folders = []
             for entry in entries:
                 if entry.get("Type") == "tree":
@@ -201,12 +229,15 @@ class Hub:
 
     def _huggingface(self, fetch: Fetch) -> Listing:
         base = f"{self.endpoint}/api/models/{self.repo}/tree/{quote(self.revision, safe='')}?recursive=true"
-        url, files = base, []
+        url, files, pages = base, [], set()
         while url:
+            if url in pages:
+                raise HubError(f"{redact(url)} continues its file list with itself")
+            pages.add(url)
             body, headers = fetch(url)
             entries = _json(body, url)
             if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-                raise HubError(f"{url} answered without a file list")
+                raise HubError(f"{redact(url)} answered without a file list")
             for entry in entries:
                 if entry.get("type") != "file":
                     continue
@@ -216,26 +247,35 @@ class Hub:
                 else:
                     files.append(_file(entry.get("path"), entry.get("size"), git_blob=entry.get("oid")))
             following = re.search(r'<([^>]+)>;\s*rel="?next"?', headers.get("link", ""))
-            url = urljoin(base, following.group(1)) if following else ""
-            if url and not url.startswith(self.endpoint + "/"):
-                raise HubError(f"{self.endpoint} continues its file list on another host: {url}")
+            # Mirrors pass on the address of the hub they mirror; only what follows the question mark is the page.
+            page = urlsplit(following.group(1)).query if following else ""
+            url = f"{base.partition('?')[0]}?{page}" if page else ""
         return Listing(tuple(files))
 
     def _mirror(self, fetch: Fetch) -> Listing:
         """A mirror is any web server over a tree of published models: it serves our own manifest."""
         url = self.download_url("manifest.json")
         body, _headers = fetch(url)
-        return parse_manifest(body, url)
+        return parse_manifest(body, redact(url))
 
 
 def parse_manifest(body: bytes, where: str) -> Listing:
-    """The files of a manifest.json written by model_files."""
+    """The files of a manifest.json, as the model store writes it."""
     manifest = _json(body, where)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, list) or not all(isinstance(entry, dict) for entry in files):
         raise HubError(f"{where} is no manifest: it has no list 'files'")
     commit = manifest.get("commit") or ""
+    selections = manifest.get("selections") or []
+    if not isinstance(selections, list) or not all(isinstance(entry, dict) for entry in selections):
+        raise HubError(f"{where} is no manifest: its 'selections' are no list of globs")
     return Listing(
-        tuple(_file(entry.get("path"), entry.get("size"), entry.get("sha256")) for entry in files),
+        tuple(
+            _file(entry.get("path"), entry.get("size"), entry.get("sha256"), entry.get("git_blob")) for entry in files
+        ),
         (commit,) if isinstance(commit, str) and is_commit(commit) else (),
+        tuple(
+            Selection(frozenset(map(str, entry.get("include") or ())), frozenset(map(str, entry.get("exclude") or ())))
+            for entry in selections
+        ),
     )

@@ -11,16 +11,15 @@ import http.client
 import os
 import re
 import urllib.error
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ansible_collections.onprem.llm.plugins.module_utils import transfer
 
 FIRST_WINDOW = 1 << 16
 LARGEST_WINDOW = 1 << 20
-#: How a web page begins, whatever it says its type is.
-PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head|body)", re.IGNORECASE)
 
 
 class RangeError(Exception):
@@ -133,15 +132,17 @@ class RemoteFile(File):
 
     costly = True
 
-    def __init__(self, url: str, source: transfer.Source, traffic: Traffic) -> None:
+    def __init__(
+        self, url: str, source: transfer.Source, traffic: Traffic, transport: transfer.Transport | None = None
+    ) -> None:
         super().__init__()
-        self.url, self.source, self.traffic = url, source, traffic
+        self.url, self.source, self.traffic, self.transport = url, source, traffic, transport
         self.name = transfer.redact(url)
         self.size = -1
-        self._stream: Any = None
+        self._stream: transfer.Answer | None = None
         self._streamed = 0
         self._held = self._fetch(0, FIRST_WINDOW)
-        if PAGE.match(self._held):
+        if transfer.PAGE.match(self._held):
             start = self._held[:60].decode("utf-8", "replace").strip()
             raise self.fail(
                 f"a web page came instead of the file: {start!r}… A login page or a proxy stands between; open the "
@@ -160,7 +161,7 @@ class RemoteFile(File):
                 + (", and the server ignores Range" if self.whole else "")
             )
         if self._stream is not None:
-            return self._from_stream(at, count)
+            return self._from_stream(self._stream, at, count)
         failures = 0
         while True:
             self.traffic.requests += 1
@@ -181,14 +182,12 @@ class RemoteFile(File):
                 self.source.pause(failures, getattr(error, "headers", None))
 
     def _ask(self, at: int, count: int) -> bytes:
-        request = self.source.request(self.url)
-        request.add_header("Range", f"bytes={at}-{at + count - 1}")
-        answer = transfer.opener().open(request, timeout=self.source.timeout)
+        answer = transfer.ask(self.url, self.source, self.transport, span=f"bytes={at}-{at + count - 1}")
         if answer.status == 200:
             self._stream, self._streamed, self.whole = answer, 0, True
             self._is_size(answer.headers.get("Content-Length", ""))
-            return self._from_stream(at, count) if self.size else b""
-        with answer:
+            return self._from_stream(answer, at, count) if self.size else b""
+        with closing(answer):
             given = answer.headers.get("Content-Range", "")
             found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", given.strip())
             if answer.status != 206 or found is None:
@@ -210,14 +209,11 @@ class RemoteFile(File):
             raise self.fail(f"its size was {self.size} bytes and now is {said}: it was replaced while it was read")
         self.size = int(said)
 
-    def _take(self, answer: Any, count: int) -> bytes:
+    def _take(self, answer: transfer.Answer, count: int) -> bytes:
         """Up to ``count`` bytes; fewer when the answer ends."""
         pieces = []
         while count:
-            try:
-                piece: bytes = answer.read(count)
-            except http.client.IncompleteRead as error:
-                piece = error.partial
+            piece = answer.read(count)
             if not piece:
                 break
             self.traffic.transferred += len(piece)
@@ -225,13 +221,13 @@ class RemoteFile(File):
             pieces.append(piece)
         return b"".join(pieces)
 
-    def _from_stream(self, at: int, count: int) -> bytes:
+    def _from_stream(self, stream: transfer.Answer, at: int, count: int) -> bytes:
         while self._streamed < at:
-            passed = self._take(self._stream, min(at - self._streamed, LARGEST_WINDOW, self.traffic.left))
+            passed = self._take(stream, min(at - self._streamed, LARGEST_WINDOW, self.traffic.left))
             self._streamed += len(passed)
             if not passed:
                 break
-        data = self._take(self._stream, min(count, self.traffic.left)) if self._streamed == at else b""
+        data = self._take(stream, min(count, self.traffic.left)) if self._streamed == at else b""
         self._streamed += len(data)
         if not data and not self.traffic.left:
             return self._fetch(at, count)

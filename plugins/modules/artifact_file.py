@@ -11,7 +11,7 @@ version_added: 0.1.0
 author: The onprem.llm developers
 description:
   - Fetches a file whose sha256 is known. It appears under I(dest) complete and verified, or not at all.
-  - An interrupted transfer is continued. Bytes that fail the checksum are set aside as I(dest)C(.rejected).
+  - An interrupted transfer is continued. Bytes that fail the checksum are deleted.
   - A file that is in place and has the checksum is left alone, and no network is needed.
 attributes:
   check_mode: {support: full, description: Compares what is in place and never uses the network.}
@@ -90,7 +90,6 @@ def main() -> None:
                     transfer.Source(attempts=p["attempts"], timeout=p["timeout"]),
                     size=p["size"],
                     sha256=p["sha256"],
-                    rejected=dest.with_name(dest.name + ".rejected"),
                 ).transferred
     except (transfer.TransferError, OSError) as error:
         module.fail_json(msg=str(error), url=shown)

@@ -57,7 +57,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.onprem.llm.plugins.module_utils import artifacts, hubs, model_store, transfer
+from ansible_collections.onprem.llm.plugins.module_utils import artifacts, hubs, transfer
 
 try:
     import yaml
@@ -83,7 +83,7 @@ def artifact(entry: artifacts.Entry, mirror: str, source: transfer.Source) -> di
         raise artifacts.ArtifactError(f"has no 'url' in the entry '{entry.name}'")
     with tempfile.TemporaryDirectory(prefix="onprem-llm-lock-") as folder:
         target = Path(folder) / "artifact"
-        received = transfer.download(artifacts.mirrored(url, mirror), target, source, rejected=target)
+        received = transfer.download(artifacts.mirrored(url, mirror), target, source)
         with open(target, "rb") as file:
             problem = artifacts.not_what_it_says(url, file.read(512))
     if problem:
@@ -147,7 +147,7 @@ def main() -> None:
                 failures.append(f"{entry.name}: {error}")
         after = artifacts.replace(text, list(changes))
         if changes and not module.check_mode:
-            model_store.write_atomically(path, after, path.stat().st_mode & 0o777)
+            transfer.write_atomically(path, after, path.stat().st_mode & 0o777)
     except artifacts.ArtifactError as error:
         module.fail_json(msg=f"{path} {error}")
     except OSError as error:

@@ -49,6 +49,8 @@ options:
     default: 20000000
   timeout: {description: Seconds without a byte before a request is given up., type: int, default: 20}
   attempts: {description: Attempts per request., type: int, default: 2}
+  proxy: {description: Address of a proxy\, empty for what the environment says., type: str, default: ''}
+  no_proxy: {description: Hosts that are asked without it\, with commas between., type: str, default: ''}
 """
 
 EXAMPLES = r"""
@@ -95,14 +97,22 @@ def main() -> None:
             "budget": {"type": "int", "default": 20_000_000},
             "timeout": {"type": "int", "default": 20},
             "attempts": {"type": "int", "default": 2},
+            "proxy": {"type": "str", "default": ""},
+            "no_proxy": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     p = module.params
     urls = [str(one.get("url") or "") for one in p["sources"].values() if isinstance(one, dict)]
-    module.no_log_values.update(transfer.secrets_of(*urls))
+    module.no_log_values.update(transfer.secrets_of(p["proxy"], *urls))
     reader = variants.Reader(
-        p["sources"], p["tokens"], p["models_dir"], p["budget"], timeout=p["timeout"], attempts=p["attempts"]
+        p["sources"],
+        p["tokens"],
+        p["models_dir"],
+        p["budget"],
+        timeout=p["timeout"],
+        attempts=p["attempts"],
+        transport=transfer.Urllib(p["proxy"] or None, p["no_proxy"]),
     )
     results = [reader.read(variant) for variant in p["variants"]]
     if p["path"]:

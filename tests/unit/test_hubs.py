@@ -27,6 +27,25 @@ class Pages:
         return page if isinstance(page, bytes) else json.dumps(page).encode(), self.headers.get(url, {})
 
 
+@pytest.mark.parametrize("kind", hubs.KINDS)
+def test_a_password_in_the_address_is_not_shown(kind: str) -> None:
+    def nothing(_url: str) -> tuple[bytes, Mapping[str, str]]:
+        return b"<html>", {}
+
+    def empty(_url: str) -> tuple[bytes, Mapping[str, str]]:
+        return b"{}", {}
+
+    hub = hubs.Hub(kind, "https://me:geheim@hub.test", "o/m", "main")
+    for answers in (nothing, empty):
+        for question in (hub.listing, hub.commit):
+            with pytest.raises(hubs.HubError, match=r"hub\.test") as refusal:
+                question(answers)
+            assert "geheim" not in str(refusal.value)
+    with pytest.raises(hubs.HubError) as refusal:
+        hubs.Hub(kind, "ftp://me:geheim@hub.test", "o/m", "main")
+    assert "geheim" not in str(refusal.value)
+
+
 def ms(revision: str = "master") -> hubs.Hub:
     return hubs.Hub("modelscope", "https://hub.test/", "unsloth/M-GGUF", revision)
 
@@ -119,11 +138,21 @@ def test_huggingface_follows_pages_and_knows_both_kinds_of_checksum() -> None:
     assert hub.commit(pages) == COMMIT
 
 
-def test_huggingface_list_must_not_lead_to_another_host() -> None:
+def test_the_pages_of_a_mirror_are_asked_of_the_mirror() -> None:
+    """Mirrors of Hugging Face pass its Link header on as it is."""
+    hub = hubs.Hub("huggingface", "https://mirror.test/hf", "o/m", "main")
+    first = "https://mirror.test/hf/api/models/o/m/tree/main?recursive=true"
+    theirs = '<https://hf.test/api/models/o/m/tree/main?recursive=true&cursor=x>; rel="next"'
+    page = [{"type": "file", "path": "a", "size": 1, "oid": "1" * 40}]
+    pages = Pages({first: [], first + "&cursor=x": page}, {first: {"link": theirs}})
+    assert [file.path for file in hub.listing(pages).files] == ["a"]
+
+
+def test_pages_without_end() -> None:
     hub = hubs.Hub("huggingface", "https://hf.test", "o/m", "main")
     first = "https://hf.test/api/models/o/m/tree/main?recursive=true"
-    with pytest.raises(hubs.HubError, match="on another host"):
-        hub.listing(Pages({first: []}, {first: {"link": '<https://elsewhere.test/x>; rel="next"'}}))
+    with pytest.raises(hubs.HubError, match="continues its file list with itself"):
+        hub.listing(Pages({first: []}, {first: {"link": f'<{first}>; rel="next"'}}))
 
 
 def test_a_mirror_serves_the_manifest_we_wrote() -> None:
@@ -131,6 +160,33 @@ def test_a_mirror_serves_the_manifest_we_wrote() -> None:
     manifest = {"commit": COMMIT, "files": [{"path": "a.gguf", "size": 1, "sha256": SHA, "mtime_ns": 5}]}
     url = f"http://mirror.test/models/o/m/{COMMIT}/manifest.json"
     assert hub.listing(Pages({url: manifest})) == hubs.Listing((hubs.File("a.gguf", 1, SHA),), (COMMIT,))
+
+
+@pytest.mark.parametrize(
+    ("selections", "include", "exclude", "covered"),
+    [
+        ([], ["*.gguf"], [], True),  # a manifest that does not say is believed
+        ([{"include": [], "exclude": []}], ["*.gguf"], ["mmproj*"], True),
+        ([{"include": ["*"]}], [], [], True),
+        ([{"include": ["a", "b"]}], ["a"], [], True),
+        ([{"include": ["a"]}, {"include": ["b"]}], ["b"], [], True),
+        ([{"include": ["a"]}], ["a", "b"], [], False),
+        ([{"include": ["a"]}], [], [], False),
+        ([{"include": ["a"], "exclude": ["x"]}], ["a"], ["x", "y"], True),
+        ([{"include": ["a"], "exclude": ["x"]}], ["a"], [], False),
+    ],
+)
+def test_what_a_manifest_is_complete_for(
+    selections: list[Any], include: list[str], exclude: list[str], covered: bool
+) -> None:
+    text = json.dumps({"files": [], "selections": selections}).encode()
+    assert hubs.parse_manifest(text, "here").covers(include, exclude) is covered
+
+
+@pytest.mark.parametrize("text", [b'{"files": [], "selections": ["a"]}', b'{"files": 1}', b"[]"])
+def test_what_is_no_manifest(text: bytes) -> None:
+    with pytest.raises(hubs.HubError, match="here is no manifest"):
+        hubs.parse_manifest(text, "here")
 
 
 @pytest.mark.parametrize("address", ["", "hub.test", "ftp://hub.test", "file:///etc", "https:///x"])

@@ -44,8 +44,9 @@ class Reader:
         *,
         timeout: float = 20.0,
         attempts: int = 2,
+        transport: transfer.Transport | None = None,
     ) -> None:
-        self.sources, self.tokens = sources, tokens
+        self.sources, self.tokens, self.transport = sources, tokens, transport
         self.models_dir = Path(models_dir) if models_dir else None
         self.budget, self.timeout, self.attempts = budget, timeout, attempts
         self.transferred = 0
@@ -114,9 +115,11 @@ class Reader:
         hub = hubs.Hub(str(source.get("type")), str(source.get("url")), repo, revision)
         identity = transfer.Source(
             token=str(self.tokens.get(name) or ""),
+            cookie=hubs.TOKEN_COOKIE.get(hub.kind, ""),
             attempts=self.attempts,
             timeout=self.timeout,
             sleep=lambda seconds: time.sleep(min(seconds, PATIENCE)),
+            way=transfer.Way(str(source.get("ca") or "")),
         )
 
         def open_part(part: str) -> ranges.File:
@@ -126,7 +129,7 @@ class Reader:
                 spent = transfer.human(self.budget)
                 raise ranges.RangeError(f"{repo}: the {spent} for the headers of all models are spent; allow more")
             try:
-                return ranges.RemoteFile(hub.download_url(part), identity, traffic)
+                return ranges.RemoteFile(hub.download_url(part), identity, traffic, self.transport)
             except ranges.RangeError as error:
                 if error.unreachable:
                     self._away[name] = f"the source '{name}' did not answer: {error}"
