@@ -18,4 +18,9 @@ def known_models(given: Any, catalogue: Any, groups: Any, sources: Any) -> list[
 
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"known_models": known_models, "variants_of": models.variants_of}
+        return {
+            "known_models": known_models,
+            "store_models": models.store_models,
+            "unread_variants": models.unread_variants,
+            "variants_of": models.variants_of,
+        }

@@ -9,7 +9,7 @@ version_added: 0.1.0
 author: The onprem.llm developers
 description:
   - Checks that units are active, enabled and not restarting in a loop; that the declared ports are listened on; that
-    certificates convince a client that trusts their CA and last long enough.
+    certificates convince a client that trusts their CA and last long enough; that published models were found whole.
   - Changes nothing and does not fail because of what it finds. The findings say what is untrue and what to do.
   - Run it as root, otherwise the names of listening processes and private keys cannot be read.
 attributes:
@@ -80,6 +80,10 @@ options:
     description: Days a certificate must still last.
     type: int
     default: 30
+  damage:
+    description: File in which the verification of published models says what it found; empty where none is held.
+    type: path
+    default: ''
 """
 
 EXAMPLES = r"""
@@ -111,8 +115,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.onprem.llm.plugins.module_utils.doctor import sockets, tls, units
+from ansible_collections.onprem.llm.plugins.module_utils.doctor import models, sockets, tls, units
 from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import DoctorError
+from ansible_collections.onprem.llm.plugins.module_utils.model_store import damage
 
 SECOND_LOOK = 3.0  # seconds between two looks at a unit that restarted lately
 
@@ -158,6 +163,7 @@ def main() -> None:
                 },
             },
             "days": {"type": "int", "default": 30},
+            "damage": {"type": "path", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -179,6 +185,8 @@ def main() -> None:
             tls.judge_file(host, one["certificate"], one["key"], one["ca"], one["name"], given["days"])
             for one in given["certificates"]
         ]
+        if given["damage"]:
+            findings.append(models.judge(host, damage.read(Path(given["damage"])), time.time()))
     except DoctorError as error:
         module.fail_json(msg=str(error))
     module.exit_json(
