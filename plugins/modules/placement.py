@@ -141,8 +141,10 @@ def notes(headers: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the headers cost, and why some could not be read: once for each cause."""
     cost = sum(header["bytes"] for header in headers)
     read = [header for header in headers if header["shape"]]
+    keys = {header["key"] for header in read}
+    failed = [header["error"] for header in headers if header["error"] and header["key"] not in keys]
     said = [f"Headers of {len(read)} models: {human(cost)} read from their sources."] if cost else []
-    return said + list(dict.fromkeys(f"A header could not be read: {one['error']}." for one in headers if one["error"]))
+    return said + [f"A header could not be read: {error}." for error in dict.fromkeys(failed)]
 
 
 def refusals(
@@ -185,7 +187,8 @@ def main() -> None:
     )
     given = module.params
     problems = [] if given["what_if"] else pins.check(given["pins"], given["models"], given["groups"])
-    headers = {header["key"]: header for header in given["headers"]}
+    # A host that could not read a header says nothing against one that could.
+    headers = {header["key"]: header for header in sorted(given["headers"], key=lambda header: bool(header["shape"]))}
     if problems:
         module.fail_json(msg="These placements cannot work.\n" + "\n".join(f"- {p}" for p in problems))
     wanted, shapes, refused = [], {}, []

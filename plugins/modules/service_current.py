@@ -38,6 +38,10 @@ options:
         description: URL that answers 200 when the unit is ready.
         type: str
         default: ''
+      ca:
+        description: File with the authority that signed the certificate there; empty for the system's.
+        type: str
+        default: ''
   timeout:
     description: Seconds to wait for each URL.
     type: int
@@ -60,6 +64,7 @@ actions:
   type: dict
 """
 
+import functools
 from datetime import datetime, timezone
 
 from ansible.module_utils.basic import AnsibleModule
@@ -119,6 +124,7 @@ def main() -> None:
         "restart_on": {"type": "list", "elements": "path", "default": []},
         "reload_on": {"type": "list", "elements": "path", "default": []},
         "url": {"type": "str", "default": ""},
+        "ca": {"type": "str", "default": ""},
     }
     module = AnsibleModule(
         argument_spec={
@@ -146,7 +152,8 @@ def main() -> None:
         for unit in module.params["units"]:
             name = unit["name"]
             if unit["url"] and not module.check_mode:
-                service.wait(name, unit["url"], module.params["timeout"], units.vital)
+                probe = functools.partial(service.answers, ca=unit["ca"])
+                service.wait(name, unit["url"], module.params["timeout"], units.vital, probe)
     except service.ServiceError as error:
         _, journal, _ = module.run_command(["journalctl", "--no-pager", "--lines=25", "--output=cat", f"--unit={name}"])
         module.fail_json(msg=f"{error}\nEnd of its journal (journalctl -u {name}):\n{journal.strip()}", actions=done)

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from typing import Any
 
+import conventions
 import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
@@ -91,6 +94,79 @@ def test_every_way_to_a_model_wants_the_key() -> None:
         assert guarded or closed, f"location {place}: {body}"
     keys = rendered("nginx", "engine_key.conf.j2", nginx_engine_api_key="k")
     assert re.search(r'default 0;\n.*\n  "~\^Bearer k\$" 1;\n\}', keys)
+
+
+def test_a_mirror_answers_its_clients_and_nobody_else() -> None:
+    """T1: on the fleet's address, over TLS, what is published; nothing is written."""
+    given = {"model_mirror_clients": ["gpu1", "web1"], "models_dir": "/srv/llm/models"}
+    config = rendered("model_mirror", "nginx.conf.j2", **given)
+    assert re.findall(r"listen (.*);", config) == ["192.0.2.11:8470 ssl"]
+    assert re.search(r"if \(\$request_method !~ \^\(GET\|HEAD\)\$\) \{ return 405; \}", config)
+    assert (r"~ /\.", " return 404; ") in locations(config)
+    unit = rendered("model_mirror", "model_mirror.service.j2", **given)
+    assert re.search(r"(?m)^IPAddressDeny=any\nIPAddressAllow=localhost 192\.0\.2\.11 192\.0\.2\.12$", unit)
+    assert "User=www-data" in unit and re.search(r"(?m)^CapabilityBoundingSet=$", unit)
+
+
+WIRING = trusted(conventions.load(PROJECT / "group_vars/all/wiring.yml"))
+
+
+def wired(expression: str, **variables: Any) -> Any:
+    known = {**WIRING, **SITE, "groups": {"inference": ["gpu1"], "model_mirror": ["web1"]}, **trusted(variables)}
+    return Templar(loader=DataLoader(), variables=known).template(trust_as_template(expression))
+
+
+def test_who_takes_from_a_mirror_trusts_the_sites_authority_for_that_alone() -> None:
+    """T1: the CA is named at the source; no task puts it into the system's list."""
+    here = {"type": "mirror", "url": "https://192.0.2.12:8470", "ca": "/etc/onprem-llm/tls/ca.crt", "fleet": True}
+    hub = {"hub": {"type": "modelscope", "url": "https://hub.example"}}
+    assert wired("{{ model_store_sources }}", model_sources=hub) == {"fleet-web1": here, **hub}
+    own = wired("{{ model_store_sources }}", model_sources=hub, inventory_hostname="web1")
+    assert own == hub, "a mirror is no source for itself"
+    system = [name for name in ROLE_NAMES if "ca-certificates" in str(role(name).tasks)]
+    assert not system, f"{', '.join(system)}: tell the program the CA's file instead"
+
+
+@pytest.mark.parametrize(("share", "peers"), [({}, ["gpu1", "web1"]), ({"share_models": False}, [])])
+def test_hosts_that_share_nothing_are_verified_all_the_same(share: dict[str, Any], peers: list[str]) -> None:
+    """T10"""
+    given = {"group_names": ["inference"], "model_damage_file": "/var/lib/damage.json", **share}
+    assert wired("{{ model_store_peers }}", **given) == peers
+    assert wired("{{ doctor_damage }}", **given) == "/var/lib/damage.json"
+    assert "model_store-verify.timer" in wired("{{ doctor_units }}", **given)
+    assert wired("{{ doctor_damage }}", **given, inventory_hostname="else1") == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "found", "said"),
+    [
+        (0, {"damaged": []}, ""),
+        (
+            1,
+            {"damaged": [{"repo": "o/m", "revision": "r", "path": "a", "pieces": [3, 4]}]},
+            "o/m (r): a is damaged, pieces 3, 4.",
+        ),
+        (1, {"damaged": []}, "did not come to its end; journalctl -u model_store-verify says why: broken"),
+        (1, None, "did not come to its end; journalctl -u model_store-verify says why: broken"),
+        (0, None, "did not come to its end"),
+        (5, None, "gpu1 has no model_store-verify.service: run playbooks/models.yml on it first."),
+    ],
+)
+def test_a_verification_says_what_came_of_it(code: int, found: dict[str, Any] | None, said: str) -> None:
+    """T10"""
+    slurped = {} if found is None else {"content": base64.b64encode(json.dumps(found).encode()).decode()}
+    told = rendered(
+        "model_store",
+        "{{ __model_store_untrue | join(' ') }}",
+        __model_store_verified={"rc": code, "stderr": "broken"},
+        __model_store_damage=slurped,
+    )
+    assert said in told and bool(said) == bool(told)
+
+
+def test_a_verification_needs_no_plan() -> None:
+    """To check an option is to compute it, and the models of a host are known only after a plan."""
+    assert not role("model_store").specs["verify"].get("options")
 
 
 SECRET = re.compile(r"password|api_key|secret_key|private")

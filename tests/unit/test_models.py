@@ -191,3 +191,59 @@ def test_endpoints_are_in_the_order_of_models() -> None:
             "servers": [{"host": "gpu2", "address": "192.0.2.2", "port": 9102}],
         },
     ]
+
+
+def test_what_one_host_could_read_no_other_is_asked_for() -> None:
+    """A mirror is asked for the rest; each file once."""
+    two = [resolved(CHAT), resolved({**CHAT, "name": "again"})]
+    (wanted,) = site_models.unread_variants(two, [])
+    key = site_models.variant_key(wanted)
+    assert site_models.unread_variants(two, [{"key": key, "shape": None}]) == [wanted]
+    assert site_models.unread_variants(two, [{"key": key, "shape": None}, {"key": key, "shape": {"layers": []}}]) == []
+
+
+# --- what a store holds
+
+
+def placed(model: str, **variant: Any) -> dict[str, Any]:
+    return {"model": model, "variant": {**FILES, "quantisation": "Q4", **variant}}
+
+
+def test_a_store_holds_the_files_of_each_placement_once() -> None:
+    held = site_models.store_models([placed("chat"), placed("chat"), placed("vectors")])
+    assert [model["name"] for model in held] == ["chat", "vectors"]
+    assert {**held[0], "quantisation": ""} == {**FILES, "quantisation": "", "name": "chat"}
+
+
+def test_companions_are_models_of_their_own() -> None:
+    companion = {"repo": "deep/R1", "revision": "main"}
+    chosen = {"repo": "deep/Tok", "revision": "c1", "source": "other", "include": ["tok*"], "exclude": []}
+    held = site_models.store_models([placed("chat", companions=[companion, chosen])])
+    assert [model["name"] for model in held] == ["chat", "chat--R1", "chat--Tok"]
+    assert held[1] == {
+        "name": "chat--R1",
+        "repo": "deep/R1",
+        "revision": "main",
+        "source": "hub",
+        "include": [],
+        "exclude": ["*.safetensors"],
+        "entry": "",
+    }
+    assert held[2] == {**chosen, "name": "chat--Tok", "entry": ""}
+
+
+def test_other_files_under_the_same_name_get_a_longer_one() -> None:
+    """A mirror holds what several hosts serve under one name in different qualities."""
+    held = site_models.store_models(
+        [placed("chat"), placed("chat", include=["Q8/*"], quantisation="Q8"), placed("chat")]
+    )
+    assert [model["name"] for model in held] == ["chat", "chat--Q8"]
+
+
+@pytest.mark.parametrize("companion", [{"repo": "o/m"}, {"revision": "main"}, "o/m"])
+def test_a_companion_has_repository_and_revision(companion: Any) -> None:
+    _, problems = site_models.resolve([{**CHAT, "companions": [companion]}], {}, GROUPS)
+    assert problems == [
+        "models: 'chat' has `companions` without repo and revision. Each is a repository: "
+        "{repo: OWNER/NAME, revision: …}."
+    ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import http.server
 import os
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -103,6 +105,34 @@ def test_a_proxy_of_the_environment_is_not_asked(server: str, monkeypatch: pytes
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     assert service.answers(f"{server}/200")[0]
+
+
+def test_a_certificate_of_the_sites_own_authority(tmp_path: Path) -> None:
+    ca, key = tmp_path / "ca.crt", tmp_path / "key"
+    made = (
+        "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -subj /CN=x -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(["openssl", *made.split(), "-keyout", key, "-out", ca], check=True, capture_output=True)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(ca, key)
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        url = f"https://127.0.0.1:{running.server_port}/"
+        assert service.answers(url, ca=str(ca)) == (True, "HTTP 200")
+        good, seen = service.answers(url)
+        assert not good and "certificate verify failed" in seen
+        assert not service.answers(url, ca=str(tmp_path / "absent"))[0]
+        running.shutdown()
 
 
 def test_nobody_there() -> None:

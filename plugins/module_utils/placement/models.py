@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 MODEL_KINDS = ("chat", "embedding")
 FORMATS = ("gguf", "safetensors")
 #: What describes the files of one variant. Given beside a model's name they count for each of its variants.
-VARIANT_KEYS = ("format", "source", "repo", "revision", "include", "exclude", "entry", "size", "legacy")
+VARIANT_KEYS = ("format", "source", "repo", "revision", "include", "exclude", "entry", "size", "legacy", "companions")
 VARIANT_REQUIRED = ("source", "repo", "revision", "include")
 
 
@@ -55,8 +55,43 @@ def variants_of(models: Sequence[Mapping[str, Any]], host: str) -> list[dict[str
     return list({variant_key(one): dict(one) for one in wanted}.values())
 
 
+def unread_variants(models: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The variants whose header no host could read. None twice."""
+    read = {header["key"] for header in headers if header["shape"]}
+    wanted = {variant_key(one): dict(one) for model in models for one in model["variants"]}
+    return [one for key, one in wanted.items() if key not in read]
+
+
+def store_models(placements: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a store must hold for these placements, as its models: each once, and each under a name of its own.
+
+    A variant's ``companions`` are further repositories an engine reads beside it, most often the original one for its
+    configuration and tokenizer: unless they say otherwise, all their files but the weights.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for placement in placements:
+        variant = placement["variant"]
+        _keep(found, {**variant, "name": placement["model"]})
+        for companion in variant.get("companions") or ():
+            name = f"{placement['model']}--{companion['repo'].rpartition('/')[2]}"
+            base = {"source": variant["source"], "include": [], "exclude": ["*.safetensors"], "entry": ""}
+            _keep(found, {**base, **companion, "name": name})
+    return list(found.values())
+
+
+def _keep(found: dict[str, dict[str, Any]], model: dict[str, Any]) -> None:
+    """Add a model unless it is there; one of other files under the same name gets a longer name."""
+    which = ("repo", "revision", "include", "exclude")
+    while model["name"] in found and any(found[model["name"]].get(key) != model.get(key) for key in which):
+        model = {**model, "name": f"{model['name']}--{model.get('quantisation') or model['repo'].rpartition('/')[2]}"}
+    found.setdefault(model["name"], model)
+
+
 def _variant_problem(one: Mapping[str, Any]) -> str:
     """What a variant lacks, or an empty string."""
+    for companion in one.get("companions") or ():
+        if not isinstance(companion, Mapping) or not companion.get("repo") or not companion.get("revision"):
+            return "has `companions` without repo and revision. Each is a repository: {repo: OWNER/NAME, revision: …}."
     missing = [key for key in VARIANT_REQUIRED if not one.get(key)]
     if one["format"] == "gguf" and not one.get("entry"):
         missing.append("entry")
