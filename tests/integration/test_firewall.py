@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 TEMPLATES = Path(__file__).parents[2] / "roles/firewall/templates"
 CLIENT, STRANGER = "192.0.2.2", "192.0.2.3"
-PORTS = {"ssh": 22, "database": 5432, "door": 443, "left": 9102, "undeclared": 9101}
+PORTS = {"ssh": 22, "database": 5432, "door": 443, "left": 9102, "undeclared": 9101, "sometimes": 6881}
+SOMETIMES = {"name": "sometimes", "ports": [PORTS["sometimes"]], "set": "peers"}
 LISTEN = """
 import socket, time
 for port in %r:
@@ -50,7 +51,8 @@ def namespaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
     """The host (under its address), a client and a stranger; the host has the rules and a listener on every port."""
     init_plugin_loader([])  # the templates take something from a collection
     etc = tmp_path_factory.mktemp("etc")
-    (etc / "firewall/rules").mkdir(parents=True)
+    for folder in ("rules", "sets"):
+        (etc / "firewall" / folder).mkdir(parents=True)
     (etc / "main.nft").write_text(
         render(
             "firewall.nft.j2",
@@ -64,8 +66,11 @@ def namespaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
         {"name": "door", "ports": [PORTS["door"]], "sources": ["0.0.0.0/0", "::/0"]},
         # Its last consumer went away.
         {"name": "left", "ports": [PORTS["left"]], "sources": []},
+        # Open to whom its service puts into a set, for as long as it does.
+        SOMETIMES,
     ):
         (etc / f"firewall/rules/{rule['name']}.nft").write_text(render("rule.nft.j2", firewall_rule=rule))
+    (etc / "firewall/sets/sometimes.nft").write_text(render("set.nft.j2", firewall_rule=SOMETIMES))
     own = f"fw{os.getpid()}"
     names = {"192.0.2.1": f"{own}-host", CLIENT: f"{own}-client", STRANGER: f"{own}-stranger"}
     host = names["192.0.2.1"]
@@ -115,3 +120,13 @@ def test_only_what_was_opened_can_be_reached(namespaces: dict[str, str], who: st
 
 def test_a_host_reaches_itself(namespaces: dict[str, str]) -> None:
     assert reachable(namespaces["192.0.2.1"], PORTS["undeclared"], "127.0.0.1")
+
+
+def test_a_set_opens_a_port_for_a_while(namespaces: dict[str, str]) -> None:
+    host, port = namespaces["192.0.2.1"], PORTS["sometimes"]
+    assert not reachable(namespaces[CLIENT], port)
+    sh(f"ip netns exec {host} nft add element inet onprem_llm peers '{{ {CLIENT} }}'")
+    assert reachable(namespaces[CLIENT], port)
+    assert not reachable(namespaces[STRANGER], port)
+    sh(f"ip netns exec {host} nft flush set inet onprem_llm peers")
+    assert not reachable(namespaces[CLIENT], port)

@@ -89,13 +89,12 @@ def test_an_artifact_from_a_mirror_or_a_file(place: Call, tmp_path: Path, hub: s
     assert (tmp_path / "copy").read_bytes() == DATA
 
 
-def test_an_artifact_with_wrong_bytes_is_set_aside(place: Call, tmp_path: Path) -> None:
+def test_an_artifact_with_wrong_bytes_is_deleted(place: Call, tmp_path: Path) -> None:
     answer = place(sha256="0" * 64)
     assert answer["failed"]
-    aside = tmp_path / "cache" / f"{NAME}.rejected"
     assert f"expected sha256 {'0' * 64}, got sha256 {SHA}" in answer["msg"]
-    assert f"set aside as {aside} and are not used" in answer["msg"]
-    assert not (tmp_path / "cache" / NAME).exists()
+    assert "They were deleted." in answer["msg"]
+    assert not list((tmp_path / "cache").glob(f"{NAME}*"))
 
 
 def test_a_failing_download_shows_its_url_without_credentials(place: Call, hub: server.Hub) -> None:

@@ -10,8 +10,17 @@ from typing import Any
 import pytest
 
 from ansible_collections.onprem.llm.plugins.action import doctor_report
-from ansible_collections.onprem.llm.plugins.module_utils.doctor import finding, front, memory, ports, sockets, units
+from ansible_collections.onprem.llm.plugins.module_utils.doctor import (
+    finding,
+    front,
+    memory,
+    models,
+    ports,
+    sockets,
+    units,
+)
 from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import DoctorError, Finding
+from ansible_collections.onprem.llm.plugins.module_utils.model_store import damage
 
 UNIT = {
     "Id": "nginx.service",
@@ -441,3 +450,23 @@ def test_every_turn_of_a_loop_is_an_answer() -> None:
     answers = [{"findings": [finding.ok(f"memory.{name}", "gpu1", "x").as_dict()]} for name in ("a", "b")]
     assert [one.check for one in finding.from_task("gpu1", "memory", {"results": answers})] == ["memory.a", "memory.b"]
     assert finding.from_task("gpu1", "memory", {"results": []}) == []
+
+
+# --- published models
+
+
+def test_damaged_models_are_named_with_the_way_out() -> None:
+    many = tuple(damage.Damage("o/m", "main", f"part-{number}.gguf", (1,)) for number in range(7))
+    found = models.judge("gpu1", damage.Findings(1000.0, many), 2000.0)
+    assert (found.state, found.check, found.host) == ("failed", "models.files", "gpu1")
+    assert "o/m/part-0.gguf, " in found.detail and found.detail.endswith(" and 2 more")
+    assert found.remedy.startswith("run playbooks/models.yml for gpu1")
+
+
+@pytest.mark.parametrize(
+    ("checked", "detail"),
+    [(0.0, "verified when they were fetched, not read again yet"), (1000.0, "read again 2 d ago, all as published")],
+)
+def test_models_that_are_whole(checked: float, detail: str) -> None:
+    found = models.judge("gpu1", damage.Findings(checked), 1000.0 + 2 * 86400)
+    assert (found.state, found.detail) == ("ok", detail)

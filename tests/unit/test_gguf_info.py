@@ -194,6 +194,13 @@ def test_a_token_goes_to_the_hub(root: Path) -> None:
         assert shape(Reader(source, {"hub": "t0ken"}).read(variant(TINY, "m-F32.gguf")))
 
 
+def test_headers_are_read_through_the_proxy(hub: server.Hub) -> None:
+    through = transfer.Urllib("http://127.0.0.1:9")
+    assert "Connection refused" in error(reader(hub, transport=through).read(variant(TINY, "m-F32.gguf")))
+    past = transfer.Urllib("http://127.0.0.1:9", "127.0.0.1")
+    assert shape(reader(hub, transport=past).read(variant(TINY, "m-F32.gguf")))
+
+
 def test_an_unusable_variant_says_what_it_lacks(hub: server.Hub) -> None:
     asked = reader(hub)
     assert error(asked.read({"repo": TINY})) == "the variant 'tiny/llama' lacks source, revision, include"

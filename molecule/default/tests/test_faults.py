@@ -24,7 +24,7 @@ ADDRESS = "10.77.1.11"
 URL = f"https://{ADDRESS}"
 CHAT = {"model": "tiny-chat", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
 # The stages that work on hosts, and about how many tasks each has.
-STAGES = {"base": 18, "models": 8, "engines": 22, "data": 27, "web": 34}
+STAGES = {"base": 18, "models": 16, "engines": 22, "data": 27, "web": 34}
 
 # Every service runs with something that is not in the inventory, so that each role has work to do, and to finish.
 DAMAGE = r"""
