@@ -28,12 +28,10 @@ from ansible_collections.onprem.llm.plugins.module_utils.model_store.announce im
 )
 from ansible_collections.onprem.llm.plugins.module_utils.model_store.store import working
 from ansible_collections.onprem.llm.plugins.module_utils.model_store.swarm import Swarm, taken
-from ansible_collections.onprem.llm.plugins.module_utils.transfer import part_of
+from ansible_collections.onprem.llm.plugins.module_utils.transfer import Watch, part_of
 
 #: (``waiting`` or ``fleet``, bytes of the file that lie here)
 Progress = Callable[[str, int], None]
-#: Begins anew with the file; what it returns sees every byte in order.
-Watch = Callable[[], Callable[[bytes], None]]
 Choice = Literal["take", "follow", "fetch", "wait"]
 #: Why a host could not get a file: the bytes were not the ones promised, no source answered, or something else.
 Cause = Literal["wrong", "unreachable", ""]
