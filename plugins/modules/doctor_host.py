@@ -9,7 +9,8 @@ version_added: 0.1.0
 author: The onprem.llm developers
 description:
   - Checks that units are active, enabled and not restarting in a loop; that the declared ports are listened on; that
-    certificates convince a client that trusts their CA and last long enough; that published models were found whole.
+    certificates convince a client that trusts their CA and last long enough; that published models were found whole;
+    that no reboot is owed.
   - Changes nothing and does not fail because of what it finds. The findings say what is untrue and what to do.
   - Run it as root, otherwise the names of listening processes and private keys cannot be read.
 attributes:
@@ -84,6 +85,10 @@ options:
     description: File in which the verification of published models says what it found; empty where none is held.
     type: path
     default: ''
+  facts:
+    description: File of the local facts, which say what the host is owed.
+    type: path
+    required: true
 """
 
 EXAMPLES = r"""
@@ -95,6 +100,7 @@ EXAMPLES = r"""
     declared_ports:
       - {port: 443}
       - {port: 9101, sources: [10.0.0.12]}
+    facts: /etc/ansible/facts.d/onprem_llm.fact
 """
 
 RETURN = r"""
@@ -115,7 +121,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.onprem.llm.plugins.module_utils.doctor import models, sockets, tls, units
+from ansible_collections.onprem.llm.plugins.module_utils.doctor import debts, models, sockets, tls, units
 from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import DoctorError
 from ansible_collections.onprem.llm.plugins.module_utils.model_store import damage
 
@@ -164,6 +170,7 @@ def main() -> None:
             },
             "days": {"type": "int", "default": 30},
             "damage": {"type": "path", "default": ""},
+            "facts": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
@@ -187,6 +194,8 @@ def main() -> None:
         ]
         if given["damage"]:
             findings.append(models.judge(host, damage.read(Path(given["damage"])), time.time()))
+        facts = Path(given["facts"])
+        findings += debts.judge(host, given["facts"], facts.read_text() if facts.exists() else None)
     except DoctorError as error:
         module.fail_json(msg=str(error))
     module.exit_json(

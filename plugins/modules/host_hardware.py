@@ -116,32 +116,11 @@ hardware:
 """
 
 import os
-import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.onprem.llm.plugins.module_utils.commands import run
 from ansible_collections.onprem.llm.plugins.module_utils.hardware.read import read
-from ansible_collections.onprem.llm.plugins.module_utils.hardware.tree import NOT_INSTALLED
-
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/cuda/bin"
-TIMEOUT = 60  # seconds; a broken GPU can keep nvidia-smi waiting for ever
-NO_ANSWER = 124
-
-
-def run(argv: list[str]) -> tuple[int, str, str]:
-    """Runs a command of this host. AnsibleModule.run_command has no time limit."""
-    environment = {"PATH": PATH, "LC_ALL": "C", "HOME": os.environ.get("HOME", "/")}
-    try:
-        done = subprocess.run(
-            argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=TIMEOUT
-        )
-    except subprocess.TimeoutExpired:
-        return NO_ANSWER, "", f"no answer in {TIMEOUT} seconds"
-    except FileNotFoundError:
-        return NOT_INSTALLED, "", ""
-    except OSError as error:
-        return 126, "", str(error)
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 
 
 def main() -> None:
