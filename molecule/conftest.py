@@ -23,6 +23,13 @@ INVENTORY = SCENARIO / "inventory"
 SSH_CONFIG = Path(os.environ.get("TESTHOST_STATE", "/var/lib/testhosts")) / f"m-{SCENARIO.name}/ssh_config"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked long runs in `make test-long` only."""
+    if not os.environ.get("ONPREM_LONG"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 @pytest.fixture(scope="session")
 def secrets() -> Callable[[str], str]:
     """A secret of the scenario's site by name."""
