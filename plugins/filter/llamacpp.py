@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.onprem.llm.plugins.module_utils import llamacpp
+from ansible_collections.onprem.llm.plugins.module_utils import command_line, llamacpp
 
 
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"llamacpp_flags": llamacpp.server_flags, "command_line": llamacpp.command_line}
+        return {"llamacpp_flags": llamacpp.server_flags, "command_line": command_line.written}

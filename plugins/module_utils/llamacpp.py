@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from ansible_collections.onprem.llm.plugins.module_utils import command_line
 
 
 def _own_flags(placement: Mapping[str, Any], address: str) -> dict[str, Any]:
@@ -35,41 +36,18 @@ def server_flags(placement: Mapping[str, Any], address: str) -> dict[str, Any]:
     return {**_own_flags(placement, address), **placement["flags"]}
 
 
-def command_line(flags: Mapping[str, Any]) -> str:
-    """The flags as one line that systemd splits into words again (it knows the shell's single quotes)."""
-    words: list[str] = []
-    for name, value in flags.items():
-        if value is False or value is None:
-            continue
-        words.append(f"--{name}")
-        if value is not True:
-            words.append(shlex.quote(str(value)))
-    return " ".join(words)
-
-
 def installed(model: str, environment: str, numa: str = "") -> dict[str, Any]:
     """What a model's service starts with, as its two files say: the same keys as a placement's."""
     source = re.search(r"^# .*Files: (.*)$", environment, re.MULTILINE)
     line = re.search(r"^LLAMACPP_OPTIONS=(.*)$", environment, re.MULTILINE)
-    flags: dict[str, Any] = {}
-    name = ""
-    for word in shlex.split(line[1]) if line else []:
-        if re.fullmatch(r"--[a-z][a-z0-9-]*", word):
-            name = word[2:]
-            flags[name] = True
-        elif name:
-            flags[name] = word
+    flags = command_line.read(line[1]) if line else {}
     return {
         "model": model,
         "engine": "llamacpp",
         "port": int(flags.get("port", 0)),
         "source": source[1].strip() if source else "",
         "flags": {key: value for key, value in flags.items() if key not in OURS},
-        "environment": {
-            name: value
-            for name, value in re.findall(r"^([A-Z]\w*)=(.*)$", environment, re.MULTILINE)
-            if name != "LLAMACPP_OPTIONS"
-        },
+        "environment": command_line.environment(environment, "LLAMACPP_OPTIONS"),
         "numa": "".join(re.findall(r"^# .*NUMA policy of the plan: (.*)$", numa, re.MULTILINE)),
     }
 

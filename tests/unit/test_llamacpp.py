@@ -16,7 +16,7 @@ import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.onprem.llm.plugins.module_utils import llamacpp
+from ansible_collections.onprem.llm.plugins.module_utils import command_line, llamacpp
 from ansible_collections.onprem.llm.plugins.module_utils.placement import threads
 from ansible_collections.onprem.llm.plugins.modules import llamacpp_info
 
@@ -71,7 +71,7 @@ def test_the_operators_flags_win() -> None:
     ],
 )
 def test_command_line(flags: dict[str, Any], line: str) -> None:
-    assert llamacpp.command_line(flags) == line
+    assert command_line.written(flags) == line
     words = [
         w for name, value in flags.items() for w in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
     ]
@@ -199,7 +199,7 @@ def test_an_old_program_stops_the_run(
 def test_what_a_service_starts_with_can_be_read_back() -> None:
     flags = {"ctx-size": 4096, "flash-attn": "on", "embedding": True, "temp": 0, "tensor-split": "3,1"}
     placement = {"model": "chat", "port": 9101, "model_path": "/srv/llm/served/chat/it's one.gguf", "flags": flags}
-    line = llamacpp.command_line(llamacpp.server_flags(placement, "127.0.0.1"))
+    line = command_line.written(llamacpp.server_flags(placement, "127.0.0.1"))
     text = f"# Written by the role llamacpp. Files: o/chat@{'a' * 40}\nLLAMACPP_OPTIONS={line}\n"
     assert llamacpp.installed("chat", text) == {
         "model": "chat",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""llama.cpp compiled on the host: complete, where it belongs, in service, and nothing left of the build."""
+"""llama.cpp compiled on a host: complete, in service, nothing left of the build; and given to an equal host."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import re
 
 import pytest
+import testinfra
+from conftest import INVENTORY, SSH_CONFIG
 
 testinfra_hosts = ["ansible://build1"]
 
@@ -60,7 +62,17 @@ def test_the_program_finds_its_own_libraries_and_takes_a_fitting_backend(host, t
 def test_nothing_of_the_build_is_left(host, tree):
     assert host.check_output(f"ls {ROOT}").split() == [tree.rpartition("/")[2], "current"]
     marker = json.loads(host.file(f"{tree}/.complete").content_string)
-    assert marker["version"] == "0.5.0-dev" and re.fullmatch("[0-9a-f]{64}", marker["sha256"])
+    assert marker["facts"]["version"] == "0.5.0-dev" and re.fullmatch("[0-9a-f]{64}", marker["sha256"])
+
+
+def test_the_other_host_received_what_it_can_run(host, tree):
+    """The same bytes, without a compiler; and nobody gives them any more."""
+    other = testinfra.get_host("ansible://build2", ansible_inventory=str(INVENTORY), ssh_config=str(SSH_CONFIG))
+    assert other.check_output(f"cat {tree}/.complete") == host.check_output(f"cat {tree}/.complete")
+    assert re.match(r"version: 0\.5\.0", other.check_output(f"{tree}/llama-server --version 2>&1"))
+    assert "not found" not in other.check_output(f"ldd {tree}/llama-server {tree}/*.so")
+    assert not other.package("gcc").is_installed and not other.package("libc6-dev").is_installed
+    assert not host.file("/var/cache/onprem-llm/build").exists
 
 
 def test_the_unit_is_sandboxed(host):
