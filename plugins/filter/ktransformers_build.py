@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ansible_collections.onprem.llm.plugins.module_utils.ktransformers import verify
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., str]]:
+        return {"lock_with": verify.lock_with}
