@@ -7,12 +7,14 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.onprem.llm.plugins.module_utils.placement import engines
 from ansible_collections.onprem.llm.plugins.module_utils.placement.pins import ROLES
 
 BUILTIN_GROUPS = ("all", "ungrouped")
 # The tasks of a host in one of these groups need a host in the other.
 NEEDS = {
     "llamacpp": ("inference", "engine groups choose among the hosts of inference"),
+    "ktransformers": ("inference", "engine groups choose among the hosts of inference"),
     "openwebui": ("nginx", "a web application is reached through the nginx of its own host"),
 }
 # Groups of which a site has one member at most.
@@ -42,10 +44,11 @@ def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str], want
                 problems.append(
                     f"inventory: '{host}' is a member of {group} but not of {needed}: {why}. Add it to {needed}."
                 )
+    able = list(dict.fromkeys(engines.group(engine) for engine in ROLES))
     for host in groups.get("inference", []):
-        if not any(host in groups.get(engine, []) for engine in ROLES):
+        if not any(host in groups.get(group, []) for group in able):
             problems.append(
-                f"inventory: '{host}' is a member of inference but of no engine's group ({', '.join(ROLES)}): no model "
+                f"inventory: '{host}' is a member of inference but of no engine's group ({', '.join(able)}): no model "
                 "could run there. Add it to one, or take it out of inference."
             )
     if wanted and not groups.get("inference"):

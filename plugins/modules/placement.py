@@ -108,7 +108,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.onprem.llm.plugins.module_utils.placement import models, pack, pins
+from ansible_collections.onprem.llm.plugins.module_utils.placement import engines, models, pack, pins
 from ansible_collections.onprem.llm.plugins.module_utils.placement.types import Placement
 from ansible_collections.onprem.llm.plugins.module_utils.shape import published
 from ansible_collections.onprem.llm.plugins.module_utils.shape.types import Shape
@@ -212,7 +212,7 @@ def main() -> None:
         wanted,
         shapes,
         {
-            host: {engine for engine in pins.ROLES if host in given["groups"].get(engine, [])}
+            host: {engine for engine in pins.ROLES if host in given["groups"].get(engines.group(engine), [])}
             for host in given["hardware"]
         },
         set(pins.ROLES),

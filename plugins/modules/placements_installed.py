@@ -40,6 +40,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.onprem.llm.plugins.module_utils import llamacpp
+from ansible_collections.onprem.llm.plugins.module_utils.ktransformers import flags as ktransformers
 
 
 def main() -> None:
@@ -47,11 +48,12 @@ def main() -> None:
         argument_spec={"etc_dir": {"type": "path", "required": True}},
         supports_check_mode=True,
     )
-    files = sorted(Path(module.params["etc_dir"]).glob("llamacpp/*.env"))
+    etc = Path(module.params["etc_dir"])
     found = []
-    for file in files:
+    for file in sorted(etc.glob("llamacpp/*.env")):
         dropin = Path(f"/etc/systemd/system/llamacpp@{file.stem}.service.d/numa.conf")
         found.append(llamacpp.installed(file.stem, file.read_text(), dropin.read_text() if dropin.is_file() else ""))
+    found += [ktransformers.installed(file.stem, file.read_text()) for file in sorted(etc.glob("ktransformers/*.env"))]
     module.exit_json(changed=False, placements=found)
 
 

@@ -190,6 +190,7 @@ def placement(
         "memory": list(memory),
         "nodes": [],
         "disk": sum(d["weights"] for d in memory),
+        "converted": 0,
         "predicted": speed(19, 480),
         "reasons": ["All layers fit on the GPU."],
         "alternatives": [],

@@ -15,7 +15,8 @@ NO_PREFLIGHT = {
     "plan": "the module onprem.llm.placement refuses what cannot work",
 }
 # Groups that have no role: they only say what other groups may choose from.
-NO_ROLE = {"inference"}
+# The first says which hosts may serve models, the other which of equal hosts compiles.
+NO_ROLE = {"inference", "builder"}
 KINDS = {
     "str": str,
     "path": str,

@@ -99,17 +99,12 @@ def test_ktransformers_embeds_nothing() -> None:
     assert first == "KTransformers serves no embedding models. Use llama.cpp."
 
 
-def test_an_old_kernel_costs_amx_but_not_fp8() -> None:
+def test_an_old_kernel_costs_the_tiles_but_no_method() -> None:
     old = machine(SPR, "rtx-4090-24g", kernel="5.15.0-100-generic")
     variant, shape = catalogue(*R1)
     assert refusals("ktransformers", old, (variant, shape)) == []
-    assert [one.name for one in engines.runnable("ktransformers", old, shape, variant)] == ["FP8"]
+    assert [one.name for one in engines.runnable("ktransformers", old, shape, variant)] == ["FP8", "AMXINT4"]
     assert engines.kt_variant(old) == "avx512_bf16"
-    amx = dict(variant, quantisation="AMXINT4")
-    assert refusals("ktransformers", old, (amx, shape)) == [
-        "KTransformers's method AMXINT4 uses AMX, which Linux gives from 5.16 on; this kernel is 5.15.0-100-generic. "
-        "Install a newer kernel."
-    ]
 
 
 @pytest.mark.parametrize(
@@ -126,16 +121,13 @@ def test_the_build_of_kt_kernel_follows_the_processor(machine_id: str, expected:
     assert engines.kt_variant(machine(machine_id)) == expected
 
 
-def test_a_method_that_needs_amx_is_refused_without_it() -> None:
+def test_a_method_that_needs_avx512_is_refused_without_it() -> None:
     variant, shape = catalogue(*R1)
-    (sentence,) = refusals(
-        "ktransformers",
-        machine("icx-2s-xeon-8352v", "rtx-4090-24g"),
-        (dict(variant, quantisation="AMXINT8"), shape),
-    )
+    files = (dict(variant, quantisation="AMXINT8"), shape)
+    assert refusals("ktransformers", machine("icx-2s-xeon-8352v", "rtx-4090-24g"), files) == [], "AMX is not needed"
+    (sentence,) = refusals("ktransformers", machine("hsx-2s-e5-2696v3", "rtx-4090-24g"), files)
     assert sentence == (
-        "KTransformers's method AMXINT8 needs amx_tile, amx_int8, amx_bf16, avx512_bf16; this CPU does not have it. "
-        "Use llama.cpp."
+        "KTransformers's method AMXINT8 needs avx512f, avx512bw; this CPU does not have it. Use llama.cpp."
     )
 
 

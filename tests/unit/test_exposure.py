@@ -47,15 +47,21 @@ def trusted(value: Any) -> Any:
     ("clients", "address"),
     [([], "127.0.0.1"), (["gpu1"], "127.0.0.1"), (["web1"], "192.0.2.11"), (["gpu1", "web1"], "192.0.2.11")],
 )
-def test_an_engine_listens_no_further_than_its_clients(clients: list[str], address: str) -> None:
+@pytest.mark.parametrize("engine", ["llamacpp", "ktransformers"])
+def test_an_engine_listens_no_further_than_its_clients(engine: str, clients: list[str], address: str) -> None:
     """T1"""
-    assert rendered("llamacpp", "{{ __llamacpp_address }}", llamacpp_clients=clients) == address
+    assert rendered(engine, f"{{{{ __{engine}_address }}}}", **{f"{engine}_clients": clients}) == address
 
 
-def test_an_engine_is_started_with_a_key_that_no_argument_tells() -> None:
+@pytest.mark.parametrize(
+    ("engine", "starts"),
+    [("llamacpp", "/llama-server --api-key-file %d/api_key "), ("ktransformers", "/bin/python /opt/onprem-llm/")],
+)
+def test_an_engine_is_started_with_a_key_that_no_argument_tells(engine: str, starts: str) -> None:
     """T1, T12"""
-    unit = rendered("llamacpp", "llamacpp@.service.j2", llamacpp_clients=["web1"], llamacpp_api_key="canary")
-    assert re.search(r"(?m)^ExecStart=\S+/llama-server --api-key-file %d/api_key ", unit)
+    given = {f"{engine}_clients": ["web1"], f"{engine}_api_key": "canary", "models_dir": "/srv/llm/models"}
+    unit = rendered(engine, f"{engine}@.service.j2", **given)
+    assert re.search(rf"(?m)^ExecStart=\S+{re.escape(starts)}", unit)
     assert re.search(r"(?m)^LoadCredential=api_key:", unit)
     assert re.search(r"(?m)^IPAddressDeny=any\nIPAddressAllow=localhost( 192\.0\.2\.1[12])+$", unit)
     assert "canary" not in unit

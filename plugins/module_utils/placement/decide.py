@@ -186,6 +186,11 @@ class _Trial:
         cache = attempt.cache_size(shape, context, slots, self.pin.wishes.cache_type)
         return cache <= max(shape["weights"] * KV_OF_WEIGHTS, memory.ram(self.hardware) * KV_OF_RAM)
 
+    def refusals(self, engine: str, variant: Mapping[str, Any], shape: Shape, slots: int) -> list[str]:
+        """Why this engine, as it is installed here, cannot serve these files."""
+        said = engines.refusals(engine, self.hardware, shape, variant, slots, self.asked["kind"])
+        return said + ([self.no_gpu[engine]] if engines.RULES[engine].gpu and engine in self.no_gpu else [])
+
     def engine(self, engine: str, candidates: Sequence[tuple[Mapping[str, Any], Shape]]) -> Found:
         """The first variant that fits in memory."""
         refused: dict[str, list[str]] = {}
@@ -195,9 +200,7 @@ class _Trial:
         for variant, shape in readable or candidates[:1]:
             label = engines.quantisation(shape, variant) if readable else ""
             slots = ladder(self.asked, self.pin, shape)[1][-1]
-            reasons = engines.refusals(engine, self.hardware, shape, variant, slots, self.asked["kind"])
-            if engines.RULES[engine].gpu and engine in self.no_gpu:
-                reasons.append(self.no_gpu[engine])
+            reasons = self.refusals(engine, variant, shape, slots)
             if not reasons:
                 before = len(self.failed)
                 option = self.fitted(engine, variant, shape)
@@ -247,7 +250,7 @@ def _available(engine: str, asked: Request, allowed: set[str], roles: set[str], 
     name = engines.title(engine)
     if engine not in roles:
         return f"there is no role for {name} yet"
-    return "" if engine in allowed else f"{asked['host']} is no member of the group {engine}"
+    return "" if engine in allowed else f"{asked['host']} is no member of the group {engines.group(engine)}"
 
 
 def decide(
@@ -362,7 +365,7 @@ def _any_at(
     found = []
     for engine in open_:
         for variant, shape in candidates:
-            refused = engines.refusals(engine, trial.hardware, shape, variant, slots, trial.asked["kind"])
+            refused = trial.refusals(engine, variant, shape, slots)
             option = None if refused else trial.best_at(engine, variant, shape, context, slots)
             if option:
                 found.append(option)

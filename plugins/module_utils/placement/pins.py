@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.onprem.llm.plugins.module_utils import llamacpp
+from ansible_collections.onprem.llm.plugins.module_utils.ktransformers import flags as ktransformers
+from ansible_collections.onprem.llm.plugins.module_utils.placement import engines
 
 #: Options of the engine that are not a site's to give: the role's own, and what would change who may do what.
 NOT_PINNED = (
-    *llamacpp.OURS, "api-key", "api-key-file", "ssl-key-file", "ssl-cert-file", "api-prefix", "tools", "agent"
+    *llamacpp.OURS, "api-key-file", "ssl-key-file", "ssl-cert-file", "api-prefix", "tools", "agent",
+    *ktransformers.OURS, *ktransformers.NOT_PINNED,
 )  # fmt: skip
-#: Engines that have a role. The group of the same name holds the hosts that may run it.
-ROLES = ("llamacpp",)
+#: Engines that have a role. Hosts of the group of this name, or the engine's `engines.group`, may run them.
+ROLES = ("llamacpp", "ktransformers", engines.CLASSIC)
 PIN_KEYS = (
     "model", "host", "engine", "port", "quantisation", "context", "parallel", "threads", "threads_batch", "numa",
     "flags",
@@ -88,9 +91,10 @@ def _engine_problems(label: str, pin: Mapping[str, Any], host: str, groups: Mapp
         return []
     if engine not in ROLES:
         return [f"{label}: there is no role for the engine '{engine}'. Known: {', '.join(ROLES)}."]
-    if host not in groups.get(str(engine), []):
+    group = engines.group(str(engine))
+    if host not in groups.get(group, []):
         return [
-            f"{label}: the engine is {engine}, but the host is no member of the group {engine}. "
+            f"{label}: the engine is {engine}, but the host is no member of the group {group}. "
             "Add it to that group in the inventory's hosts.yml, or pin an engine it has."
         ]
     return []

@@ -249,9 +249,4 @@ def ktransformers(
 
 def classic(*, context: int, threads: int) -> dict[str, Any]:
     """Options of KTransformers up to 0.4.1."""
-    return {
-        "cpu_infer": threads,
-        "cache_lens": context,
-        "max_new_tokens": context // 2,
-        "backend_type": "ktransformers",
-    }
+    return {"cpu_infer": threads, "cache_lens": context, "max_new_tokens": context // 2}

@@ -89,6 +89,8 @@ class Placement(TypedDict):
     """Per NUMA node: node, capacity, used (RAM only)."""
     disk: int
     """Bytes of the files, conversions included."""
+    converted: int
+    """Bytes of what the engine's role converts before it serves; 0 where the files are used as they are."""
     predicted: Speed | None
     reasons: list[str]
     """Sentences: why this, which figure decided, what is unknown."""

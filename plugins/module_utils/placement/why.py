@@ -136,7 +136,7 @@ def placement(
     """The chosen way, with every value an engine is started with."""
     flags, environment, mode = _flags(hardware, option, asked)
     flags |= pin.flags
-    disk, conversion = _disk(option)
+    disk, converted = _disk(option)
     batch = pin.wishes.threads_batch or option.threads
     if len(hardware["gpus"]) > 1 and option.places and option.offload["gpu_layers"]:
         # CUDA counts the fastest card first, nvidia-smi and the plan by the bus.
@@ -153,7 +153,7 @@ def placement(
         *threads.numa_reasons(option.hardware, option.policy),
         *([mode] if mode else []),
         *_model_reasons(option),
-        *conversion,
+        *_conversion(option, disk, converted),
         f"The files take {disk / 1e9:.1f} GB of the disk.",
         *engines.assumptions(option.engine, option.hardware),
         *_unknown(hardware, option),
@@ -178,6 +178,7 @@ def placement(
         "memory": _devices(hardware, option, taken),
         "nodes": memory.nodes(option.devices, option.hardware, option.policy),
         "disk": disk,
+        "converted": converted,
         "predicted": option.speed,
         "rejected": rejected,
         "alternatives": list(alternatives),
@@ -207,6 +208,7 @@ def _placement(hardware: Hardware, asked: Mapping[str, Any], pin: Pin, reasons: 
         "memory": [],
         "nodes": [],
         "disk": 0,
+        "converted": 0,
         "predicted": None,
         "reasons": list(reasons),
         "alternatives": [],
@@ -288,16 +290,22 @@ def _share(option: Option) -> float:
     return found
 
 
-def _disk(option: Option) -> tuple[int, list[str]]:
-    """Bytes of the files, with what a conversion writes beside them, and how long that takes at least."""
+def _disk(option: Option) -> tuple[int, int]:
+    """Bytes of the files with what a conversion writes beside them, and of the latter alone."""
     files = int(option.variant.get("size") or 0) or option.shape["weights"]
-    if option.method.converted == 1:
-        return files, []
-    experts = sum(layer["experts"] for layer in option.shape["layers"])
+    converted = option.method.converted != 1
+    experts = sum(layer["experts"] for layer in option.shape["layers"]) if converted else 0
+    return files + experts, experts
+
+
+def _conversion(option: Option, disk: int, converted: int) -> list[str]:
+    """How long a conversion takes at least."""
+    if not converted:
+        return []
     speed, origin = disk_speed(option.hardware)
-    return files + experts, [
-        f"The experts are converted to {option.method.name}: {experts / 1e9:.0f} GB more on the disk, and at least "
-        f"{(files + experts) / speed / 60:.0f} minutes of reading {files / 1e9:.0f} GB and writing them ({origin})."
+    return [
+        f"The experts are converted to {option.method.name}: {converted / 1e9:.0f} GB more on the disk, and at least "
+        f"{disk / speed / 60:.0f} minutes of reading {(disk - converted) / 1e9:.0f} GB and writing them ({origin})."
     ]
 
 
