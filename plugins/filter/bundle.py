@@ -16,6 +16,14 @@ def bundled_models(models: Any, placements: Any) -> list[dict[str, Any]]:
         raise AnsibleFilterError(str(error)) from error
 
 
+def bundled_wheels(parts: Any, hosts: Any, systems: Any) -> list[dict[str, str]]:
+    return [one._asdict() for one in bundle.bundled_wheels(parts, hosts, systems)]
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"bundled_models": bundled_models}
+        return {
+            "bundled_models": bundled_models,
+            "bundled_wheels": bundled_wheels,
+            "bundle_lacks": bundle.lacking,
+        }

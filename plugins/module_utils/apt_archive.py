@@ -88,10 +88,11 @@ def codename() -> str:
     return found[1] if found else ""
 
 
-def own_sources(folder: Path, codename: str, release: str) -> str:
+def own_sources(folder: Path, codename: str, release: str, components: Sequence[str] = ()) -> str:
     """This machine's apt sources in the deb822 form, for another release of its distribution; or nothing.
 
     Archives of others are passed over: those with a key of their own, or with no component of a distribution.
+    ``components`` come to those: they have the same address and key, whether or not this machine takes them.
     """
     blocks = []
     for file in sorted((folder / "sources.list.d").glob("*.sources")):
@@ -121,7 +122,7 @@ def own_sources(folder: Path, codename: str, release: str) -> str:
             continue
         lines = ["Types: deb", f"URIs: {fields['URIs']}"]
         lines.append(f"Suites: {' '.join(one.replace(codename, release, 1) for one in suites)}")
-        lines.append(f"Components: {' '.join(parts)}")
+        lines.append(f"Components: {' '.join([*parts, *components])}")
         if "Signed-By" in fields:
             lines.append(f"Signed-By: {fields['Signed-By']}")
         kept.append("\n".join(lines) + "\n")
@@ -170,12 +171,13 @@ class Archive:
         release: str,
         codename: str,
         *,
+        components: Sequence[str] = (),
         sources: Path = SOURCES,
         call: Run = run,
         check: bool = False,
     ) -> None:
         self.folder, self.release = folder, release
-        self.text = own_sources(sources, codename, release)
+        self.text = own_sources(sources, codename, release, components)
         self.call, self.check = call, check
         if not self.text:
             raise ArchiveError(

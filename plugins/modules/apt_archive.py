@@ -20,6 +20,11 @@ options:
   path: {description: The folder. What is in it and not needed is removed., type: path, required: true}
   release: {description: Code name of the release for which., type: str, required: true}
   packages: {description: Names of packages., type: list, elements: str, required: true}
+  components:
+    description: Further components of the archive to take packages from, whether or not this machine does.
+    type: list
+    elements: str
+    default: []
   place: {description: Where hosts will have the folder., type: path, required: true}
 """
 
@@ -51,13 +56,20 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "release": {"type": "str", "required": True},
             "packages": {"type": "list", "elements": "str", "required": True},
+            "components": {"type": "list", "elements": "str", "default": []},
             "place": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
     p = module.params
     try:
-        archive = apt_archive.Archive(Path(p["path"]), p["release"], apt_archive.codename(), check=module.check_mode)
+        archive = apt_archive.Archive(
+            Path(p["path"]),
+            p["release"],
+            apt_archive.codename(),
+            components=p["components"],
+            check=module.check_mode,
+        )
         done = archive.fill(p["packages"], p["place"])
     except (apt_archive.ArchiveError, OSError) as error:
         module.fail_json(msg=f"packages of {p['release']}: {error}")

@@ -21,10 +21,14 @@ import pytest
 from conventions import PROJECT, ROLE_NAMES, module_of, role
 
 from ansible_collections.onprem.llm.plugins.action import bundle_models
-from ansible_collections.onprem.llm.plugins.module_utils import apt_archive, bundle, transfer
+from ansible_collections.onprem.llm.plugins.module_utils import apt_archive, apt_components, bundle, transfer
+from ansible_collections.onprem.llm.plugins.module_utils.cuda import packages as cuda_packages
+from ansible_collections.onprem.llm.plugins.module_utils.ktransformers import build as kt_build
 from ansible_collections.onprem.llm.plugins.module_utils.model_store import manifest, sources
 from ansible_collections.onprem.llm.plugins.module_utils.model_store.manifest import Entry, Manifest, Selection
 from ansible_collections.onprem.llm.plugins.module_utils.model_store.types import StoreError
+from ansible_collections.onprem.llm.plugins.module_utils.nvidia_driver import packages as nvidia_packages
+from ansible_collections.onprem.llm.plugins.module_utils.nvidia_driver.types import Options
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
 
@@ -161,9 +165,9 @@ def test_no_root_is_needed(tmp_path: Path) -> None:
 
 def test_another_lock_or_platform_makes_the_wheels_incomplete(tmp_path: Path) -> None:
     for folder, lock, uv in (("now", "1", "1"), ("lock", "2", "1"), ("uv", "1", "2")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "py3.13.txt").write_text(lock)
-        (tmp_path / folder / "uv.txt").write_text(uv)
+        (tmp_path / folder / "openwebui").mkdir(parents=True)
+        (tmp_path / folder / "openwebui/py3.13.txt").write_text(lock)
+        (tmp_path / folder / "openwebui/uv.txt").write_text(uv)
     cases = [("now", ["one"]), ("now", ["one", "two"]), ("lock", ["one"]), ("uv", ["one"]), ("now", ["one"])]
     told = [
         {
@@ -172,7 +176,8 @@ def test_another_lock_or_platform_makes_the_wheels_incomplete(tmp_path: Path) ->
         }
         for number, (folder, platforms) in enumerate(cases)
     ]
-    known = {"ansible_python_interpreter": sys.executable, "bundle_dir": "/disk", "__bundle_python": "3.13"}
+    wheel = {"lock": "openwebui/py3.13.txt", "python": "3.13"}
+    known = {"ansible_python_interpreter": sys.executable, "bundle_dir": "/disk", "__bundle_wheel": wheel}
     play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": known, "tasks": told}
     (tmp_path / "play.yml").write_text(
         json.dumps([{**play, "vars_files": [str(PROJECT / "roles/bundle/vars/main.yml")]}])
@@ -183,6 +188,111 @@ def test_another_lock_or_platform_makes_the_wheels_incomplete(tmp_path: Path) ->
     first, *others, again = [(tmp_path / str(number)).read_text() for number in range(len(cases))]
     assert first == again and re.fullmatch(r"/disk/wheels/\.3\.13-[0-9a-f]{8}", first)
     assert len({first, *others}) == len(cases) - 1
+
+
+# --- what hosts with GPUs need
+
+SYSTEMS = {"Debian 12": "3.11", "Debian 13": "3.13", "Ubuntu 24": "3.12"}
+
+
+def gpu(part: str, source: str, repository: str = "", python: str = "", host: str = "gpu1") -> dict[str, str]:
+    return {"host": host, "part": part, "source": source, "repository": repository, "python": python}
+
+
+def test_wheels_for_the_pythons_that_have_some() -> None:
+    site = [gpu("ktransformers", "wheel"), gpu("ktransformers", "wheel", host="gpu2")]
+    found = bundle.bundled_wheels(["openwebui", "ktransformers"], site, SYSTEMS)
+    assert [tuple(one) for one in found] == [
+        ("openwebui/py3.11.txt", "3.11"),
+        ("openwebui/py3.13.txt", "3.13"),
+        ("openwebui/py3.12.txt", "3.12"),
+        ("ktransformers/py3.11.txt", "3.11"),
+        ("ktransformers/py3.12.txt", "3.12"),
+    ]
+    # Nobody in the group: not one of those gigabytes.
+    assert bundle.bundled_wheels(["nvidia_driver"], [gpu("nvidia_driver", "distro")], SYSTEMS) == []
+    own = [gpu("ktransformers", "source", python="/opt/python3.12/bin/python3.12")]
+    assert [tuple(one) for one in bundle.bundled_wheels([], own, {"Debian 13": "3.13"})] == [
+        ("ktransformers/py3.12.txt", "3.12"),
+        ("ktransformers/build.txt", "3.12"),
+    ]
+    classic = bundle.bundled_wheels([], [gpu("ktransformers", "classic")], SYSTEMS)
+    assert classic == [("ktransformers/classic-py3.11.txt", "3.11")]
+
+
+def test_there_is_a_lock_for_everything_that_may_be_brought() -> None:
+    site = [gpu("ktransformers", method) for method in bundle.PYTHONS]
+    for one in bundle.bundled_wheels(["openwebui"], site, SYSTEMS):
+        assert (PROJECT / "requirements" / one.lock).is_file(), one
+
+
+def test_what_cannot_come_along_is_said() -> None:
+    site = [gpu("nvidia_driver", "distro"), gpu("cuda_toolkit", "distro"), gpu("ktransformers", "wheel")]
+    assert bundle.lacking(site, {"Debian 12": "3.11", "Debian 13": "3.13"}) == []
+    mirror = "https://mirror.example/cuda"
+    assert bundle.lacking([gpu(part, "nvidia_repo", mirror) for part in ("nvidia_driver", "cuda_toolkit")], {}) == []
+    (driver, toolkit) = bundle.lacking(
+        [
+            gpu("nvidia_driver", "nvidia_repo"),
+            gpu("nvidia_driver", "nvidia_repo", host="b"),
+            gpu("cuda_toolkit", "nvidia_repo"),
+        ],
+        SYSTEMS,
+    )
+    assert "nvidia_driver_source is nvidia_repo on gpu1, b: set nvidia_repository_url" in driver
+    assert "cuda_toolkit_source is nvidia_repo on gpu1:" in toolkit and toolkit.endswith(
+        "set cuda_toolkit_source: distro."
+    )
+    (ubuntu,) = bundle.lacking([gpu("nvidia_driver", "distro")], SYSTEMS)
+    assert "packages of Ubuntu 24" in ubuntu and "nvidia_driver_source: preinstalled" in ubuntu
+    (python,) = bundle.lacking([gpu("ktransformers", "wheel")], {"Debian 13": "3.13"})
+    assert "for Python 3.11 and 3.12, and it has 3.13. Set ktransformers_python" in python
+    (named,) = bundle.lacking([gpu("ktransformers", "classic", python="/usr/bin/python3")], {})
+    assert "for Python 3.11, and it has /usr/bin/python3." in named
+    # Hosts with a mirror of apt and of the Python index.
+    assert bundle.lacking([gpu("ktransformers", "wheel"), gpu("nvidia_driver", "distro")], {}) == []
+
+
+def test_what_hosts_say_reaches_the_bundle(tmp_path: Path) -> None:
+    """The site's own wiring, without the role: sources, parts and files of an inventory."""
+    inventory = tmp_path / "inventory"
+    inventory.mkdir()
+    (inventory / "groups.yml").write_text((PROJECT / "inventories/groups.yml").read_text())
+    runfile = {"version": "1", "url": "https://nvidia.example/1.run", "sha256": "0" * 64, "size": 1}
+    site = {
+        "nvidia_driver": {
+            "hosts": {
+                "a": {"nvidia_driver_source": "runfile", "nvidia_driver_runfile": runfile},
+                "b": {"nvidia_driver_source": "nvidia_repo"},
+            }
+        },
+        "cuda_toolkit": {"hosts": {"b": {"cuda_toolkit_source": "nvidia_repo"}}},
+        "ktransformers": {"hosts": {"a": {"ktransformers_python": "/opt/python3.12"}}},
+    }
+    (inventory / "hosts.yml").write_text(json.dumps(site))
+    told = {"hosts": "{{ bundle_hosts }}", "parts": "{{ bundle_parts }}", "files": "{{ bundle_artifacts }}"}
+    task = {
+        "ansible.builtin.copy": {"content": "{{ told | to_json }}", "dest": f"{tmp_path}/told"},
+        "vars": {"told": told},
+    }
+    known = {"ansible_python_interpreter": sys.executable, "bundle_systems": ["Debian 13"]}
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": known, "tasks": [task]}
+    (tmp_path / "play.yml").write_text(
+        json.dumps([{**play, "vars_files": [str(path) for path in sorted((PROJECT / "group_vars/all").glob("*.yml"))]}])
+    )
+    command = [Path(sys.executable).with_name("ansible-playbook"), tmp_path / "play.yml", "-i", inventory]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "told").read_text())
+    assert found["hosts"] == [
+        gpu("nvidia_driver", "runfile", python="/opt/python3.12", host="a"),
+        gpu("nvidia_driver", "nvidia_repo", host="b"),
+        gpu("cuda_toolkit", "nvidia_repo", host="b"),
+        gpu("ktransformers", "wheel", python="/opt/python3.12", host="a"),
+    ]
+    # The toolkit of NVIDIA's repository is not the distribution's, whose 1.9 GB stay away.
+    assert "nvidia_driver" in found["parts"] and "cuda_toolkit" not in found["parts"]
+    assert [one["name"] for one in found["files"]] == ["nvidia_driver_runfile", "nvidia_keyring_debian13"]
 
 
 def test_the_page_puts_apt_sources_aside(tmp_path: Path) -> None:
@@ -306,6 +416,25 @@ def test_own_sources_for_another_release(tmp_path: Path) -> None:
     )
 
 
+def test_further_components_of_the_same_archive(tmp_path: Path) -> None:
+    (tmp_path / "sources.list").write_text(CLASSIC + OTHERS)
+    assert apt_archive.own_sources(tmp_path, "bookworm", "trixie", ["contrib", "non-free"]) == (
+        "Types: deb\nURIs: http://mirror.example/security\nSuites: trixie-security\n"
+        "Components: main contrib non-free\n"
+        "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
+    )
+
+
+def test_a_host_with_the_bundle_alone_lacks_no_component() -> None:
+    """Role nvidia_repository asks apt of such a host, and adds nothing."""
+    archive = "file:/mnt/bundle/packages/trixie/debian/"
+    parts = ["main", "contrib", "non-free", "non-free-firmware"]
+    text = apt_archive.host_sources([apt_archive.Suite(archive, "trixie", one) for one in parts], "/mnt/bundle")
+    assert "Components: main contrib non-free non-free-firmware\n" in text
+    targets = "\n".join(f"{archive}|trixie|trixie|{one}||/etc/apt/sources.list.d/onprem-llm.sources:1" for one in parts)
+    assert apt_components.source(targets, "trixie", parts[1:], "own.sources") == ""
+
+
 def test_a_machine_of_another_distribution_says_so(tmp_path: Path) -> None:
     with pytest.raises(apt_archive.ArchiveError, match=r"name no archive of arch.*take trixie out of `bundle_systems`"):
         apt_archive.Archive(tmp_path / "new", "trixie", "arch", sources=tmp_path)
@@ -401,14 +530,27 @@ def test_the_bundle_has_what_the_roles_install() -> None:
     systems: Mapping[str, Mapping[str, Any]] = known["__bundle_known_systems"]
     missing = []
     for name in ROLE_NAMES:
-        named = [(module_of(task, "apt") or {}).get("name", []) for task in role(name).tasks]
+        asked = [(module_of(task, "apt") or {}).get("name", []) for task in role(name).tasks]
         # A role may keep the names in a variable, by what needs them.
-        named.append(list(role(name).vars.get("__model_store_packages", {}).values()))
-        flat = [one for names in named for one in ([names] if isinstance(names, str) else names)]
+        asked.append(list(role(name).vars.get("__model_store_packages", {}).values()))
+        flat = [one for names in asked for one in ([names] if isinstance(names, str) else names)]
         have = known["__bundle_packages"].get(name, [])
         missing += [f"{name}: {one}" for one in flat if "{" not in one and one not in have]
+    # What Python decides.
+    named = {
+        "cuda_toolkit": {cuda_packages.DISTRO},
+        "ktransformers": {*kt_build.BALANCE_SERVE, "libnuma-dev", "libnuma1"},
+    }
+    for method in kt_build.APT:
+        named["ktransformers"] |= {*kt_build.APT[method], *kt_build.RUN_TIME[method]}
+    host: Any = {"distribution": "debian", "kernels": [], "metas": ["amd64", "cloud-amd64"]}
+    named["nvidia_driver"] = {*nvidia_packages.headers(host), *nvidia_packages.BUILD}
+    for one in nvidia_packages.sets(host, Options(source="distro"), "proprietary", ""):
+        named["nvidia_driver"] |= set(one)
+    for name, wanted in named.items():
+        missing += [f"{name}: {one}" for one in sorted(wanted - set(known["__bundle_packages"][name]))]
     for system, version in role("postgresql").vars["__postgresql_versions"].items():
-        wanted = [f"postgresql-{version}", f"postgresql-{version}-pgvector"]
-        if systems[system].get("postgresql", wanted) != wanted:
-            missing.append(f"postgresql: {wanted} on {system}")
+        database = [f"postgresql-{version}", f"postgresql-{version}-pgvector"]
+        if systems[system].get("postgresql", database) != database:
+            missing.append(f"postgresql: {database} on {system}")
     assert not missing, "roles/bundle/vars/main.yml lacks" + conventions.listed(missing)
