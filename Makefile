@@ -1,6 +1,8 @@
 # What a person types. Each target sets up what it needs.
 # What boots and tests throw-away hosts on this machine.
 TESTBED := systemd-container mmdebstrap nftables iproute2 e2fsprogs curl
+COMPILER := build-essential
+QEMU := qemu-system-x86
 BROWSER := chromium chromium-driver libnss3-tools fonts-dejavu-core ldap-utils
 
 .PHONY: help sandbox sandbox-down test test-long lint lock docs bench clean
@@ -21,11 +23,11 @@ sandbox-down:
 	@.venv/bin/python tools/sandbox down
 
 test:
-	@tools/setup dev $(TESTBED) $(BROWSER)
+	@tools/setup dev $(TESTBED) $(BROWSER) $(COMPILER)
 	@.venv/bin/python tools/test
 
 test-long:
-	@tools/setup dev $(TESTBED) $(BROWSER)
+	@tools/setup dev $(TESTBED) $(BROWSER) $(COMPILER) $(QEMU)
 	@.venv/bin/python tools/test --long
 
 lint:

@@ -3,37 +3,55 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import conventions
 from conventions import PROJECT
 
 
-def test_an_artifact_without_checksum_is_refused(tmp_path: Path) -> None:
-    """Before anything is fetched; and the way out is named."""
-    entry = {"name": "llamacpp_source", "version": "1.0", "url": (tmp_path / "x.tar.gz").as_uri(), "sha256": None}
-    (tmp_path / "x.tar.gz").write_text("anything")
+def installed(folder: Path, entry: dict[str, Any]) -> tuple[int, str]:
+    """Exit status and words of the role artifact for an entry whose file is ``folder``/x.tar.gz."""
+    (folder / "x.tar.gz").write_text("anything")
+    entry = {**entry, "url": (folder / "x.tar.gz").as_uri()}
     task = {
         "name": "Install",
         "ansible.builtin.include_role": {"name": "onprem.llm.artifact"},
-        "vars": {"artifact": entry, "artifact_dest": str(tmp_path / "dest"), "artifact_mirror": ""},
+        "vars": {"artifact": entry, "artifact_dest": str(folder / "dest"), "artifact_mirror": ""},
     }
     play = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [task]}]
-    (tmp_path / "play.yml").write_text(json.dumps(play))
+    (folder / "play.yml").write_text(json.dumps(play))
+    command = [Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", folder / "play.yml"]
     done = subprocess.run(
-        [Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", tmp_path / "play.yml"],
+        [*command, "-e", f"ansible_python_interpreter={sys.executable}"],
         cwd=PROJECT,
         capture_output=True,
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
     )
-    said = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode != 0
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def test_an_entry_is_taken_with_every_key_that_entries_have(tmp_path: Path) -> None:
+    entries = conventions.load(PROJECT / "group_vars/all/artifacts.yml")["artifacts"].values()
+    one = {key: value for entry in entries for key, value in entry.items()}
+    assert "submodules" in one
+    known = {"name": "all", "sha256": hashlib.sha256(b"anything").hexdigest(), "size": 8}
+    status, said = installed(tmp_path, {**one, **known})
+    assert status == 0, said
+    assert (tmp_path / "dest").read_text() == "anything"
+
+
+def test_an_artifact_without_checksum_is_refused(tmp_path: Path) -> None:
+    """Before anything is fetched; and the way out is named."""
+    status, said = installed(tmp_path, {"name": "llamacpp_source", "version": "1.0", "sha256": None})
+    assert status != 0
     assert "The artifact 'llamacpp_source' (version 1.0) has the checksum null: it was never fetched" in said
     assert "playbooks/lock.yml -i inventories/prod -e lock_only=llamacpp_source" in said
     assert not (tmp_path / "dest").exists()
