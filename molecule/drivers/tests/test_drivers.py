@@ -130,6 +130,7 @@ def test_a_newer_driver_changes_nothing(drive1: Any) -> None:
     assert version(drive1, "nvidia-kernel-open-dkms") == f"{FIRST}-1"
 
 
+@pytest.mark.long
 def test_check_mode_names_the_version(drive1: Any) -> None:
     with untouched(drive1):
         code, _, said = drivers("drive1", "--check", nvidia_driver_version=NEWER)
@@ -137,6 +138,7 @@ def test_check_mode_names_the_version(drive1: Any) -> None:
     assert f"Change to NVIDIA driver {NEWER}-1 (open, nvidia_repo)" in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("source", "expected"), [("distro", "Install NVIDIA driver 550."), ("nvidia_repo", "Install NVIDIA driver 590.")]
 )
@@ -168,6 +170,7 @@ def test_a_failed_build_is_explained_and_undone(drive1: Any) -> None:
     assert drivers("drive1")[:2] == (0, 0)
 
 
+@pytest.mark.long
 def test_what_another_run_left_unfinished_is_finished(drive1: Any) -> None:
     drive1.check_output(
         "dkms remove nvidia/%s --all && dpkg --unpack /srv/nvidia/nvidia-kernel-open-dkms_%s-1_amd64.deb", FIRST, FIRST
@@ -180,6 +183,7 @@ def test_what_another_run_left_unfinished_is_finished(drive1: Any) -> None:
     test_the_driver_is_built_for_every_kernel(drive1)
 
 
+@pytest.mark.long
 def test_limits_come_and_go(drive2: Any) -> None:
     code, _, said = drivers("drive2", nvidia_driver_power_limit=250, nvidia_driver_clocks="210,1800")
     assert code == 0, said
@@ -221,6 +225,7 @@ def test_bad_settings_end_in_a_message(drive1: Any, settings: dict[str, Any], ex
     apt_works(drive1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("path", "content", "expected"),
     [
