@@ -26,6 +26,8 @@ KILLS = int(os.environ.get("ONPREM_KILLS", "3"))
 SEED = int(os.environ.get("ONPREM_SEED") or random.SystemRandom().randrange(10**6))
 MB = 10**6
 BIG = 120 * MB
+#: The kernel holds as much for a socket when the processor is busy; a kill loses it. Of a real file it is nothing.
+LINE = 1 << 20
 #: Many small files, so that publishing takes a while too.
 SIZES = [BIG, *(10_000 + number for number in range(40))]
 
@@ -76,7 +78,7 @@ def test_the_next_transfer_completes_it(
     assert again.wait(60) == 0, site.said()
     site.complete()
     twice = site.sent() - sum(SIZES)
-    assert twice <= 0.01 * BIG, f"{twice} bytes were fetched twice, killed after {moment:.2f} s"
+    assert twice <= 0.01 * BIG + LINE, f"{twice} bytes were fetched twice, killed after {moment:.2f} s"
     site.clear()
 
 
@@ -91,7 +93,7 @@ def test_a_transfer_that_is_asked_to_end_ends_and_keeps_what_came(hub: server.Hu
     site.nothing_is_early()
     assert site.start().wait(60) == 0, site.said()
     site.complete()
-    assert site.sent() - sum(SIZES) <= 0.01 * BIG
+    assert site.sent() - sum(SIZES) <= 0.01 * BIG + LINE
     site.clear()
 
 
