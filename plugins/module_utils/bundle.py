@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible_collections.onprem.llm.plugins.module_utils import transfer
+from ansible_collections.onprem.llm.plugins.module_utils.ktransformers import wheel
 from ansible_collections.onprem.llm.plugins.module_utils.model_store import manifest
 from ansible_collections.onprem.llm.plugins.module_utils.placement.models import store_models
 
 SUMS = "SHA256SUMS"
 #: Pythons that KTransformers has lock files for, by ktransformers_install_method.
-PYTHONS = {"wheel": ("3.11", "3.12"), "source": ("3.11", "3.12"), "classic": ("3.11",)}
+PYTHONS = {method: wheel.rule_of(method).python for method in ("wheel", "source", "classic")}
 
 
 class BundleError(Exception):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ansible_collections.onprem.llm.plugins.module_utils import apt_archive
+from ansible_collections.onprem.llm.plugins.module_utils.apt_policy import parse_policy
 
 #: The distribution's toolkit: name of the package, and of the source of all its parts.
 DISTRO = "nvidia-cuda-toolkit"
@@ -53,9 +54,7 @@ def parts(installed: Iterable[Package], package: str) -> list[Package]:
 
 def parse_offers(policy: str) -> list[str]:
     """Versions in what ``apt-cache policy PACKAGE`` prints, the one that apt would install first."""
-    candidate = re.findall(r"(?m)^  Candidate: (?!\(none\))(\S+)$", policy)
-    table = re.findall(r"(?m)^ (?:    |\*\*\* )(\S+) -?\d+$", policy)
-    return list(dict.fromkeys(candidate + table)) if candidate else []
+    return next(iter(parse_policy(policy).values()), [])
 
 
 def complaint(said: str) -> str:

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.onprem.llm.plugins.module_utils.cuda import versions
 from ansible_collections.onprem.llm.plugins.module_utils.hardware.tree import Run
 from ansible_collections.onprem.llm.plugins.module_utils.ktransformers import elf
 from ansible_collections.onprem.llm.plugins.module_utils.ktransformers.build import (
@@ -99,12 +100,12 @@ def toolkit(home: str, build: Build, run: Run) -> None:
             f"{missing[0]}. {way_out}"
         )
     code, out, err = run([f"{home}/bin/nvcc", "--version"])
-    found = re.search(r"release (\d+\.\d+)", out)
+    found = versions.release(out)
     if code != 0 or not found:
         raise VerifyError(f"{home}/bin/nvcc does not tell its version ({(err or out).strip()[-99:]}). Install it anew.")
-    if found[1] != build.cuda:
+    if found != build.cuda:
         raise VerifyError(
-            f"{home}/bin/nvcc is release {found[1]}, and ktransformers_cuda_version is {build.cuda}, after which every "
+            f"{home}/bin/nvcc is release {found}, and ktransformers_cuda_version is {build.cuda}, after which every "
             "host's build is named. Correct one of the two."
         )
 

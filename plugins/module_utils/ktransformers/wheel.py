@@ -10,9 +10,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.onprem.llm.plugins.module_utils.hardware.types import Hardware
-from ansible_collections.onprem.llm.plugins.module_utils.placement.engines import CLASSIC, RULES, usable_gpus, version
+from ansible_collections.onprem.llm.plugins.module_utils.placement.engines import (
+    CLASSIC,
+    RULES,
+    Rule,
+    dotted,
+    usable_gpus,
+    version,
+)
 
 INSTEAD = "ktransformers_install_method"
+
+
+def rule_of(method: str) -> Rule:
+    """The planner's rule of what a method installs: wheel, source or classic."""
+    return RULES[CLASSIC if method == "classic" else "ktransformers"]
 
 
 def problems(hardware: Hardware, settings: Mapping[str, Any]) -> list[str]:
@@ -23,7 +35,7 @@ def problems(hardware: Hardware, settings: Mapping[str, Any]) -> list[str]:
     comes before the driver is installed). A host without a GPU is not refused: the plan never places a model there.
     """
     method = settings["method"]
-    rule = RULES[CLASSIC if method == "classic" else "ktransformers"]
+    rule = rule_of(method)
     what = f"KTransformers {settings['version']} ({method})"
     host, system, said = hardware["id"], hardware["system"], []
     if hardware["architecture"] != "x86_64":
@@ -43,7 +55,7 @@ def problems(hardware: Hardware, settings: Mapping[str, Any]) -> list[str]:
     if rule.glibc and glibc and glibc < rule.glibc:
         said.append(
             f"glibc on {host} is {system['glibc']} ({system['distribution']} {system['version']}); {what} needs "
-            f"{_dotted(rule.glibc)}. Use Debian 12, Ubuntu 22.04 or newer, or llama.cpp."
+            f"{dotted(rule.glibc)}. Use Debian 12, Ubuntu 22.04 or newer, or llama.cpp."
         )
     said += _gpu_problems(hardware, method, what, settings["check"])
     disk, space = hardware["disk"], settings["space"]
@@ -65,9 +77,9 @@ def _gpu_problems(hardware: Hardware, method: str, what: str, check: bool) -> li
     bad = [(name, number) for name, number in known if number < lowest or (below and number >= below)]
     if known and len(bad) == len(known):
         name, number = bad[0]
-        limit = f"{_dotted(lowest)} or newer" + (f" and below {_dotted(below)}" if below else "")
+        limit = f"{dotted(lowest)} or newer" + (f" and below {dotted(below)}" if below else "")
         return [
-            f"{name} in {host} has compute capability {_dotted(number)}; {what} needs {limit}. "
+            f"{name} in {host} has compute capability {dotted(number)}; {what} needs {limit}. "
             + (_old_card(number, method) if number < lowest else f"Set {INSTEAD}: source, or use llama.cpp.")
         ]
     have = version(driver["version"])
@@ -86,7 +98,3 @@ def _old_card(number: tuple[int, int], method: str) -> str:
     oldest = RULES[CLASSIC].capability
     classic = f", or pin classic KTransformers ({INSTEAD}: classic)" if method != "classic" else ""
     return f"Use llama.cpp{classic if oldest and number >= oldest else ''}, or a newer card."
-
-
-def _dotted(numbers: tuple[int, int]) -> str:
-    return f"{numbers[0]}.{numbers[1]}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ansible_collections.onprem.llm.plugins.module_utils.apt_policy import parse_policy
 from ansible_collections.onprem.llm.plugins.module_utils.hardware.tree import Run
 from ansible_collections.onprem.llm.plugins.module_utils.nvidia_driver.types import Host, Options, Package, upstream
 
@@ -43,20 +44,6 @@ def parse_dpkg(text: str) -> dict[str, Package]:
         if version and state not in ("config-files", "not-installed"):
             found[name] = Package(version=version, state=state, held=want == "hold")
     return found
-
-
-def parse_policy(text: str) -> dict[str, list[str]]:
-    """Versions that apt can install by package, the candidate first, from apt-cache policy."""
-    offers: dict[str, list[str]] = {}
-    for block in re.split(r"(?m)^(?=\S+:$)", text):
-        name, _, body = block.partition(":\n")
-        candidate = re.search(r"Candidate: (\S+)", body)
-        if not candidate or candidate[1] == "(none)":
-            continue
-        # A version that only dpkg's own list knows can be kept, not fetched; it is offered all the same.
-        table = re.findall(r"(?m)^ (?:\*\*\*|   ) (\S+) -?\d+$", body)
-        offers[name] = [candidate[1], *(version for version in table if version != candidate[1])]
-    return offers
 
 
 def ask(run: Run, names: Iterable[str]) -> dict[str, list[str]]:

@@ -200,7 +200,7 @@ def version(text: str | None) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2] or 0)) if found else None
 
 
-def _dotted(numbers: tuple[int, int]) -> str:
+def dotted(numbers: tuple[int, int]) -> str:
     return f"{numbers[0]}.{numbers[1]}"
 
 
@@ -293,13 +293,13 @@ def _gpu_problem(rule: Rule, device: str, card: Gpu) -> str:
         oldest = RULES["llamacpp"].capability
         instead = "Use llama.cpp with this card, or a" if oldest and capability >= oldest else "Use a"
         return (
-            f"{name} has compute capability {_dotted(capability)}; {rule.title} needs {_dotted(rule.capability)} or "
+            f"{name} has compute capability {dotted(capability)}; {rule.title} needs {dotted(rule.capability)} or "
             f"newer. {instead} newer card."
         )
     if rule.capability_below and capability >= rule.capability_below:
         return (
-            f"{name} has compute capability {_dotted(capability)}; the wheels of {rule.title} are built for less than "
-            f"{_dotted(rule.capability_below)} (SM 80, 86, 89, 90). Use llama.cpp, or build kt-kernel from source."
+            f"{name} has compute capability {dotted(capability)}; the wheels of {rule.title} are built for less than "
+            f"{dotted(rule.capability_below)} (SM 80, 86, 89, 90). Use llama.cpp, or build kt-kernel from source."
         )
     return ""
 
@@ -333,7 +333,7 @@ def refusals(
     glibc = version(system["glibc"])
     if rule.glibc and glibc and glibc < rule.glibc:
         said.append(
-            f"{rule.title} needs glibc {_dotted(rule.glibc)} or newer; this system has {_dotted(glibc)}. "
+            f"{rule.title} needs glibc {dotted(rule.glibc)} or newer; this system has {dotted(glibc)}. "
             "Use a newer release of the system, or llama.cpp."
         )
     if rule.python and system["python"] is not None:
@@ -390,8 +390,8 @@ def _method_problem(engine: str, hardware: Hardware, method: Method) -> str:
         known = [one for one in have if one]
         if known and max(known) < method.capability:
             return (
-                f"{rule.title}'s method {method.name} needs compute capability {_dotted(method.capability)}; "
-                f"the newest GPU that it would use has {_dotted(max(known))}. Add another variant, or a newer card."
+                f"{rule.title}'s method {method.name} needs compute capability {dotted(method.capability)}; "
+                f"the newest GPU that it would use has {dotted(max(known))}. Add another variant, or a newer card."
             )
     return ""
 
@@ -401,7 +401,7 @@ def assumptions(engine: str, hardware: Hardware) -> list[str]:
     rule, system = RULES[engine], hardware["system"]
     gpus = bool(hardware["gpus"]) and (rule.gpu or bool(usable_gpus(engine, hardware)[0]))
     asked: Sequence[tuple[bool, str, str]] = (
-        (bool(rule.glibc) and system["glibc"] is None, "glibc", f"{_dotted(rule.glibc or (0, 0))} or newer"),
+        (bool(rule.glibc) and system["glibc"] is None, "glibc", f"{dotted(rule.glibc or (0, 0))} or newer"),
         (bool(rule.python) and system["python"] is None, "Python", " or ".join(rule.python)),
         (
             gpus and rule.driver is not None and hardware["driver"]["version"] is None,
@@ -412,12 +412,12 @@ def assumptions(engine: str, hardware: Hardware) -> list[str]:
             rule.experts_in_ram and engine != CLASSIC and set(hardware["cpu"]["isa"]) >= set(AMX)
             and version(system["kernel"]) is None,
             "kernel",
-            f"{_dotted(AMX_KERNEL)} or newer, for AMX",
+            f"{dotted(AMX_KERNEL)} or newer, for AMX",
         ),
     )  # fmt: skip
     said = [f"Unknown: {what}; assumed: {wanted}." for unknown, what, wanted in asked if unknown]
     if gpus and any(card["compute_capability"] is None for card in hardware["gpus"]) and rule.capability:
-        said.append(f"Unknown: compute capability of a GPU; assumed: {_dotted(rule.capability)} or newer.")
+        said.append(f"Unknown: compute capability of a GPU; assumed: {dotted(rule.capability)} or newer.")
     driver = version(hardware["driver"]["version"])
     if gpus and rule.driver_better and driver and rule.driver and rule.driver <= driver < rule.driver_better:
         said.append(
