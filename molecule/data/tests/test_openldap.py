@@ -131,11 +131,11 @@ def test_passwords_are_not_taken_without_tls(reader):
             " /usr/sbin/slapd -d 0 -F /etc/ldap/slapd.d -h ldap://127.0.0.1:3890"
         )
         said = data1.run(
-            "for i in 1 2 3 4 5 6 7 8 9; do ss -Hlnt 'sport = :3890' | grep -q . && break; sleep 0.3; done;"
+            "for i in $(seq 100); do ss -Hlnt 'sport = :3890' | grep -q . && break; sleep 0.3; done;"
             f" ldapwhoami -x -H ldap://127.0.0.1:3890 -D {READER} -w '{reader}' 2>&1"
         ).stdout
     finally:
-        data1.run("systemctl stop plain-slapd; systemctl start slapd")
+        data1.check_output("systemctl stop plain-slapd; systemctl start slapd")
     assert "Confidentiality required (13)" in said
 
 
