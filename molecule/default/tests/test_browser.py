@@ -59,9 +59,14 @@ def desk(tmp_path_factory):
     an interface comes or goes, and other labs' do."""
     name, address = "onprem-desk", "10.77.1.250"
     bridge = json.loads(run("ip", "-json", "route", "get", URL.removeprefix("https://")))[0]["dev"]
-    subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+    # What a run that was killed left.
+    for left in ("netns", "link"):
+        subprocess.run(["ip", left, "delete", name], check=False, capture_output=True)
     run("ip", "netns", "add", name)
     try:
+        # An IPv6 address arrives a second or two after its interface, which is such a change too.
+        without_ipv6 = ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"]
+        subprocess.run(["ip", "netns", "exec", name, "sysctl", "-q", "-e", "-w", *without_ipv6], check=False)
         run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
         run("ip", "link", "set", name, "master", bridge, "up")
         run("ip", "-netns", name, "address", "add", f"{address}/24", "dev", "eth0")
