@@ -62,60 +62,18 @@ actions:
   description: Per unit what was, or would be, done, and why.
   returned: success
   type: dict
+down:
+  description: Units that did not run before; in check mode nothing can be asked of them.
+  returned: success
+  type: list
+  elements: str
 """
 
 import functools
-from datetime import datetime, timezone
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.onprem.llm.plugins.module_utils import service
-
-PROPERTIES = (
-    "LoadState,ActiveState,UnitFileState,NeedDaemonReload,NRestarts,"
-    "InactiveExitTimestamp,ExecMainStartTimestamp,StateChangeTimestamp"
-)
-
-
-class Units:
-    """What systemctl says and does."""
-
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-
-    def show(self, unit: str) -> dict[str, str]:
-        _, out, _ = self.module.run_command(
-            ["systemctl", "show", "--timestamp=us+utc", f"--property={PROPERTIES}", unit]
-        )
-        return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
-
-    def state(self, unit: str) -> service.State:
-        said = self.show(unit)
-
-        def moment(name: str) -> float:
-            text = said.get(name, "").split(" ", 1)[-1].removesuffix(" UTC")
-            try:
-                return datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=timezone.utc).timestamp()
-            except ValueError:
-                return 0.0
-
-        started = max(moment("InactiveExitTimestamp"), moment("ExecMainStartTimestamp"))
-        return service.State(
-            active="not there yet" if said.get("LoadState") == "not-found" else said.get("ActiveState", "unknown"),
-            enabled=said.get("UnitFileState") in ("enabled", "enabled-runtime", "static", "alias", "generated"),
-            unit_changed=said.get("NeedDaemonReload") == "yes",
-            started=started,
-            loaded=max(started, moment("StateChangeTimestamp")),
-        )
-
-    def vital(self, unit: str) -> tuple[str, int]:
-        said = self.show(unit)
-        return said.get("ActiveState", "unknown"), int(said.get("NRestarts") or 0)
-
-    def do(self, *words: str) -> None:
-        code, _, err = self.module.run_command(["systemctl", *words])
-        if code:
-            raise service.ServiceError(f"systemctl {' '.join(words)} failed: {err.strip()}")
+from ansible_collections.onprem.llm.plugins.module_utils import service, systemctl
 
 
 def main() -> None:
@@ -133,9 +91,10 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    units = Units(module)
+    units = systemctl.Units(module.run_command)
+    states = {unit["name"]: units.state(unit["name"]) for unit in module.params["units"]}
     owed = {
-        unit["name"]: service.owed(units.state(unit["name"]), unit["restart_on"], unit["reload_on"])
+        unit["name"]: service.owed(states[unit["name"]], unit["restart_on"], unit["reload_on"])
         for unit in module.params["units"]
     }
     done = {name: {"actions": actions, "reasons": reasons} for name, (actions, reasons) in owed.items() if actions}
@@ -146,18 +105,19 @@ def main() -> None:
             for name, (actions, _) in owed.items():
                 for action in actions:
                     if action == "restart":
-                        # One that failed three times may not be started for a while; its cause is likely mended by now.
-                        module.run_command(["systemctl", "reset-failed", name])
-                    units.do(action, name)
+                        units.restart(name)
+                    else:
+                        units.do(action, name)
         for unit in module.params["units"]:
             name = unit["name"]
             if unit["url"] and not module.check_mode:
                 probe = functools.partial(service.answers, ca=unit["ca"])
                 service.wait(name, unit["url"], module.params["timeout"], units.vital, probe)
     except service.ServiceError as error:
-        _, journal, _ = module.run_command(["journalctl", "--no-pager", "--lines=25", "--output=cat", f"--unit={name}"])
-        module.fail_json(msg=f"{error}\nEnd of its journal (journalctl -u {name}):\n{journal.strip()}", actions=done)
-    module.exit_json(changed=bool(done), actions=done)
+        message = f"{error}\nEnd of its journal (journalctl -u {name}):\n{units.journal(name)}"
+        module.fail_json(msg=message, actions=done)
+    down = [name for name, state in states.items() if state.active != "active"]
+    module.exit_json(changed=bool(done), actions=done, down=down)
 
 
 if __name__ == "__main__":
