@@ -31,12 +31,32 @@ REQUESTS: dict[str, str] = {
     "null": "null",
     "text": "hello",
 }
+BEGINNING = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße, who are you?"}]
+LATER = [{"role": "assistant", "content": "A model."}, {"role": "user", "content": "Whose?"}]
+LONG = "x" * 5000
+#: Requests of one conversation each: all of them go to one host.
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
+    "by its beginning": [{"messages": BEGINNING}, {"messages": BEGINNING + LATER}],
+    "another question": [{"messages": [BEGINNING[0], {"role": "user", "content": "Why?"}]}],
+    "long, then another end": [{"messages": [{"role": "user", "content": LONG + end}]} for end in ("a", "a")],
+    "the other end": [{"messages": [{"role": "user", "content": LONG + "b"}]}],
+    "pictures": [{"messages": [{"role": "user", "content": [{"type": "image_url"}, {"type": "text", "text": "?"}]}]}],
+    "by OpenAI's name for it": [{"prompt_cache_key": "k1", "messages": BEGINNING}, {"prompt_cache_key": "k1"}],
+    "by the header": [{"header": "chat-7", "messages": BEGINNING}, {"header": "chat-7", "prompt_cache_key": "k1"}],
+}
+#: Requests that no host knows more of than another.
+LOOSE: list[dict[str, Any]] = [
+    {"prompt": "x"}, {"input": "x"}, {"messages": []}, {"messages": "x"}, {"messages": [None, 1, {"role": "system"}]},
+]  # fmt: skip
+for group, requests in [*CONVERSATIONS.items(), ("loose", LOOSE)]:
+    REQUESTS |= {f"{group} {n}": json.dumps({"model": "tiny", **one}) for n, one in enumerate(requests)}
 HARNESS = """
 const answers = {};
 for (const [name, text] of Object.entries(REQUESTS)) {
-    const r = {requestText: text, uri: '/engine/v1/chat/completions', headersOut: {}};
+    const r = {requestText: text, uri: '/engine/v1/chat/completions', headersOut: {}, headersIn: {}, variables: {}};
+    if (text.includes('"header"')) { r.headersIn['X-Chat-Id'] = JSON.parse(text).header; }
     r.return = (status, body) => { answers[name] = [status, body]; };
-    r.internalRedirect = (where) => { answers[name] = [0, where]; };
+    r.internalRedirect = (where) => { answers[name] = [0, where, r.variables.engine_conversation]; };
     route(r);
 }
 document.body.textContent = '<<' + JSON.stringify(answers) + '>>';
@@ -45,7 +65,7 @@ document.body.textContent = '<<' + JSON.stringify(answers) + '>>';
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each request gets: [status, body], or [0, where it is sent]."""
+    """What each request gets: [status, body], or [0, where it is sent, its conversation]."""
     chromium = shutil.which("chromium")
     if not chromium:
         pytest.skip("Chromium is not installed")
@@ -83,7 +103,21 @@ def test_the_parameter_behind_cve_2026_21869_goes_no_further(answers: dict[str, 
 
 @pytest.mark.parametrize(("name", "model"), [("plain", "tiny"), ("other model", "embed")])
 def test_the_models_name_says_where_it_goes(answers: dict[str, Any], name: str, model: str) -> None:
-    assert answers[name] == [0, f"/engine-of/{model}/v1/chat/completions"]
+    assert answers[name] == [0, f"/engine-of/{model}/v1/chat/completions", ""]
+
+
+def test_all_turns_of_a_conversation_have_one_name_and_others_have_another(answers: dict[str, Any]) -> None:
+    names = []
+    for group, requests in CONVERSATIONS.items():
+        found = {answers[f"{group} {n}"][2] for n in range(len(requests))}
+        assert len(found) == 1, group
+        names += found
+    assert all(names) and len(set(names)) == len(names)
+    assert max(map(len, names)) <= 4096
+
+
+def test_what_is_no_conversation_has_no_name(answers: dict[str, Any]) -> None:
+    assert {answers[f"loose {n}"][2] for n in range(len(LOOSE))} == {""}
 
 
 @pytest.mark.parametrize("name", ["unknown model", "inherited name", "path", "no model"])
