@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a change of Open WebUI's version leaves behind wherever it breaks off, and what the next run makes of that."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.onprem.llm.plugins.module_utils import database_dump, openwebui_switch
+from ansible_collections.onprem.llm.plugins.module_utils.openwebui_switch import Plan, Record, SwitchError, at
+
+OLD, NEW, OTHER = "0.11.4-py3.11-aaaa", "0.12.4-py3.11-bbbb", "0.13.0-py3.11-cccc"
+NOW = "20260101T000000Z"
+BUILT = [OLD, NEW, OTHER]
+
+
+def plan(record: Record, current: str, wanted: str, restores: str = "") -> Plan:
+    return openwebui_switch.plan(record, current, wanted, restores, NOW, BUILT)
+
+
+def upgrade() -> Record:
+    return openwebui_switch.begun(openwebui_switch.first(OLD), NEW, f"{OLD}-then", "", True)
+
+
+def trying(record: Record) -> Record:
+    return {**record, "state": "trying"}
+
+
+def test_a_first_installation_replaces_nothing() -> None:
+    assert not plan(openwebui_switch.first(""), "", NEW).switch
+
+
+def test_a_database_that_was_there_before_is_kept_and_leads_nowhere_back() -> None:
+    assert plan(openwebui_switch.first(""), "", NEW).dump == f"found-{NOW}"
+    record: Record = {**openwebui_switch.first(NEW), "previous": at("", f"found-{NOW}")}
+    assert plan(record, NEW, NEW).back_to is None
+    assert openwebui_switch.facts(record)["previous"] == {}
+
+
+def test_the_same_version_is_left_alone() -> None:
+    assert not plan(openwebui_switch.first(NEW), NEW, NEW).switch
+
+
+def test_another_version_is_changed_to_after_a_dump_of_its_own() -> None:
+    assert plan(openwebui_switch.first(OLD), OLD, NEW) == Plan(at(OLD), False, True, f"{OLD}-{NOW}", "", None)
+
+
+def test_what_broke_off_before_the_trial_begins_anew() -> None:
+    """The service may have been started since, so the data that were copied are not those that count."""
+    found = plan(upgrade(), OLD, NEW)
+    assert (found.switch, found.withdraw, found.dump) == (True, False, f"{OLD}-{NOW}")
+    assert not plan(upgrade(), OLD, OLD).switch
+
+
+def test_what_broke_off_in_the_trial_goes_on_with_its_dump() -> None:
+    """Only the trial has seen the data since."""
+    for current in (OLD, NEW):
+        found = plan(trying(upgrade()), current, NEW)
+        assert (found.switch, found.withdraw, found.dump) == (True, False, f"{OLD}-then")
+
+
+@pytest.mark.parametrize(("wanted", "switch"), [(OLD, False), (OTHER, True)])
+def test_a_trial_that_is_not_wanted_any_more_is_taken_back_first(wanted: str, switch: bool) -> None:
+    found = plan(trying(upgrade()), OLD, wanted)
+    assert (found.withdraw, found.switch, found.serves) == (True, switch, at(OLD))
+    assert found.dump == f"{OLD}-{NOW}"
+
+
+def test_the_way_back_leads_to_the_version_before_with_its_data() -> None:
+    record = openwebui_switch.passed(trying(upgrade()))
+    assert plan(record, NEW, "").back_to == at(OLD, f"{OLD}-then")
+    found = plan(record, NEW, OLD, f"{OLD}-then")
+    assert (found.switch, found.dump, found.restores) == (True, f"{NEW}-{NOW}", f"{OLD}-then")
+    back = openwebui_switch.begun(record, OLD, found.dump, found.restores, True)
+    # Broken off, it goes on; when the inventory is what counts, it is taken back.
+    assert plan(trying(back), NEW, OLD).restores == f"{OLD}-then"
+    assert plan(trying(back), NEW, NEW).withdraw
+    # And once there, back is forward.
+    assert plan(openwebui_switch.passed(trying(back)), OLD, "").back_to == at(NEW, f"{NEW}-{NOW}")
+
+
+def test_there_is_no_way_back_to_what_was_removed() -> None:
+    record = openwebui_switch.passed(trying(upgrade()))
+    assert openwebui_switch.plan(record, NEW, "", "", NOW, [NEW]).back_to is None
+
+
+def test_the_way_back_from_a_trial_is_what_served() -> None:
+    assert plan(trying(upgrade()), OLD, "").back_to == at(OLD)
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    assert openwebui_switch.read(path, OLD) == openwebui_switch.first(OLD)
+    path.write_text(openwebui_switch.render(trying(upgrade())))
+    assert openwebui_switch.read(path, NEW) == trying(upgrade())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "null"])
+def test_a_damaged_record_is_named_with_the_way_out(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(SwitchError, match=rf"{path} is damaged.*mv {path} {path}\.old"):
+        openwebui_switch.read(path, OLD)
+
+
+MIGRATIONS = [
+    "revision = 'a'\ndown_revision = None\n",
+    "from alembic import op\nrevision: str = 'b'\ndown_revision: str | None = 'a'\ndef upgrade(): pass\n",
+    "revision = 'c'\ndown_revision = 'a'\n",
+    "revision = 'd'\ndown_revision = ('b', 'c')\nbranch_labels = None\n",
+]
+
+
+def test_the_last_migration_is_the_one_that_none_follows() -> None:
+    assert openwebui_switch.heads(MIGRATIONS) == {"d"}
+    openwebui_switch.check_schema("d", MIGRATIONS, "1.0")
+
+
+@pytest.mark.parametrize("revision", ["a", "", "x"])
+def test_a_migration_that_did_not_happen_is_seen(revision: str) -> None:
+    with pytest.raises(SwitchError, match=f"end with revision d and the database is at {revision or 'none'}"):
+        openwebui_switch.check_schema(revision, MIGRATIONS, "1.0")
+
+
+def test_uploads_are_kept_as_they_were_and_brought_back(tmp_path: Path) -> None:
+    uploads, kept = tmp_path / "data/uploads", tmp_path / "kept/d/uploads"
+    (uploads / "folder").mkdir(parents=True)
+    for name in ("one", "folder/two"):
+        (uploads / name).write_text(name)
+    openwebui_switch.clone(uploads, kept)
+    (uploads / "one").unlink()
+    (uploads / "three").touch()
+    # What a run that was killed left behind is in nobody's way.
+    (uploads.parent / ".uploads.part").mkdir()
+    openwebui_switch.clone(kept, uploads)
+    assert {path.name: path.read_text() for path in uploads.rglob("*") if path.is_file()} == {
+        "one": "one",
+        "two": "folder/two",
+    }
+    assert sorted(path.name for path in uploads.parent.iterdir()) == ["uploads"]
+    openwebui_switch.clone(tmp_path / "nothing", uploads)
+    assert not uploads.exists()
+
+
+def test_half_a_copy_of_uploads_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads, kept = tmp_path / "data/uploads", tmp_path / "kept/d/uploads"
+    uploads.mkdir(parents=True)
+    (uploads / "one").touch()
+
+    def full(*_: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(openwebui_switch, "link", full)
+    with pytest.raises((OSError, shutil.Error)):
+        openwebui_switch.clone(uploads, kept)
+    assert list(kept.parent.iterdir()) == []
+
+
+def test_uploads_on_another_file_system_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if os.stat(other).st_dev == tmp_path.stat().st_dev:
+            pytest.skip("one file system only")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder/one").write_bytes(b"x" * 1000)
+        target = Path(other, "not there yet/uploads")
+        openwebui_switch.check_room(tmp_path, target)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 999))
+        with pytest.raises(SwitchError, match=rf"uploads in {tmp_path} take .* and {other}, which is on another file"):
+            openwebui_switch.check_room(tmp_path, target)
+        openwebui_switch.check_room(tmp_path, tmp_path / "elsewhere")
+        openwebui_switch.check_room(tmp_path / "nothing", target)
+
+
+GIB = database_dump.GIB
+
+
+@pytest.mark.parametrize(
+    ("room", "said"),
+    [
+        (database_dump.Room(15 * GIB, 10 * GIB, shared=False), ""),
+        (database_dump.Room(14 * GIB, 10 * GIB, shared=False), r"/dumps has 14\.0 GiB free of the 15\.0 GiB needed\."),
+        (database_dump.Room(15 * GIB, 9 * GIB, shared=False), r"/data has 9\.0 GiB free of the 10\.0 GiB needed\."),
+        (database_dump.Room(25 * GIB, 25 * GIB, shared=True), ""),
+        (database_dump.Room(24 * GIB, 24 * GIB, shared=True), r"/dumps has 24\.0 GiB free of the 25\.0 GiB needed\."),
+    ],
+)
+def test_a_dump_needs_room_for_itself_and_for_its_return(room: database_dump.Room, said: str) -> None:
+    found = database_dump.lacking(10 * GIB, room, "chat", "/dumps", "/data")
+    assert bool(found) == bool(said)
+    assert re.search(said, found)
+    assert not said or re.search("chat takes 10.0 GiB.*Nothing was changed. Free that space", found)
+
+
+def test_dumps_that_nothing_needs_are_named(tmp_path: Path) -> None:
+    for name in (f"{OLD}-1.dump", f"{OLD}-2.dump", f"{NEW}-3.part", "record.json"):
+        (tmp_path / name).touch()
+    (tmp_path / f"{OLD}-1").mkdir()
+    found = [path.name for path in database_dump.superfluous(tmp_path, [f"{OLD}-2"])]
+    assert found == [f"{OLD}-1.dump", f"{NEW}-3.part"]
