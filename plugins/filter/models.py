@@ -20,6 +20,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "known_models": known_models,
+            "model_targets": models.model_targets,
             "store_models": models.store_models,
             "unread_variants": models.unread_variants,
             "variants_of": models.variants_of,

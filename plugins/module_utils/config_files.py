@@ -7,7 +7,6 @@ import grp
 import os
 import pwd
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +76,12 @@ def compare(wanted: Wanted) -> Difference | None:
     return Difference(wanted, before, attributes) if attributes or before != wanted.content else None
 
 
+def draft_of(path: str) -> Path:
+    """Where new content lies until it takes the file's place; a run that was killed may leave it."""
+    folder, name = os.path.split(path)
+    return Path(folder) / f".{name}.new"
+
+
 def write(difference: Difference, run: Callable[[str], tuple[int, str]]) -> None:
     """Put one file right. ``run`` runs a command and gives its exit code and what it said."""
     wanted = difference.wanted
@@ -90,19 +95,21 @@ def write(difference: Difference, run: Callable[[str], tuple[int, str]]) -> None
         os.chown(wanted.path, owner, group)
         os.chmod(wanted.path, wanted.mode)
         return
-    handle, draft = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(wanted.path)}.")
+    draft = draft_of(wanted.path)
+    draft.unlink(missing_ok=True)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+        own = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with open(own, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(wanted.content)
             file.flush()
             os.fsync(file.fileno())
         os.chown(draft, owner, group)
         os.chmod(draft, wanted.mode)
         if wanted.validate:
-            code, said = run(wanted.validate.replace("%s", draft))
+            code, said = run(wanted.validate.replace("%s", str(draft)))
             if code:
                 raise FileError(f"{wanted.path}: the new content is refused and the old one stays: {said.strip()}")
         os.rename(draft, wanted.path)
     except BaseException:
-        Path(draft).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise

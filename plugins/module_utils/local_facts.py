@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
+
+from ansible_collections.onprem.llm.plugins.module_utils import config_files
 
 FORMAT = 1
 #: What a host can owe, and what pays it. The doctor says the second.
 REMEDIES = {
     "reboot": "reboot the host when nobody needs it, or allow it: -e nvidia_driver_reboot=if_needed; then run site.yml",
     "restart": "run site.yml: it restarts the service",
+    "rollout": "mend what the reason names, then run site.yml; or ask for what serves in the inventory again",
 }
 
 
@@ -32,6 +37,19 @@ class Facts(TypedDict):
     format: int
     components: dict[str, dict[str, Any]]
     debts: list[Debt]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the file says now, or would in check mode, and its texts. ``before`` is empty where there was none."""
+
+    facts: Facts
+    before: str
+    after: str
+
+    @property
+    def changed(self) -> bool:
+        return self.before != self.after
 
 
 def empty() -> Facts:
@@ -53,9 +71,11 @@ def parse(text: str, path: str) -> Facts:
             f"{path} has format {number}, and this release knows {FORMAT}: a newer onprem.llm was here. Use that one; "
             f"to go back nevertheless: {way_out}"
         )
-    if number != FORMAT or not isinstance(found.get("components"), dict) or not isinstance(found.get("debts"), list):
+    # What an older release did not write yet is empty.
+    sections, owed = (found.get("components", {}), found.get("debts", [])) if isinstance(number, int) else (None, None)
+    if not isinstance(sections, dict) or not isinstance(owed, list):
         raise LocalFactsError(f"{path} is not what onprem.llm writes (format {number!r}). {way_out}")
-    return {"format": FORMAT, "components": found["components"], "debts": found["debts"]}
+    return {"format": FORMAT, "components": sections, "debts": owed}
 
 
 def change(
@@ -81,3 +101,28 @@ def change(
 
 def render(facts: Facts) -> str:
     return json.dumps(facts, indent=1, sort_keys=True) + "\n"
+
+
+def read(path: Path) -> tuple[str, Facts]:
+    """The file's text and content. LocalFactsError as of ``parse``; no file says nothing."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return text, parse(text, str(path)) if text else empty()
+
+
+def keep(
+    path: Path,
+    component: str,
+    facts: Mapping[str, Any] | None,
+    debts: Sequence[Mapping[str, Any]] | None,
+    check: bool = False,
+) -> Kept:
+    """Write a component's section and debts as of ``change``, at once or not at all; a file that is right stays."""
+    text, before = read(path)
+    after = change(before, component, facts, debts)
+    if after == before:
+        return Kept(after, text, text)
+    wanted = config_files.Wanted(str(path), render(after))
+    difference = config_files.compare(wanted)
+    if difference and not check:
+        config_files.write(difference, lambda command: (0, ""))
+    return Kept(after, text, wanted.content)

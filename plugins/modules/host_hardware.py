@@ -34,6 +34,10 @@ options:
         command.
     type: path
     default: /
+  etc_dir:
+    description: Folder that holds one folder per engine, with MODEL.env in it. Empty - nobody asks what is served.
+    type: path
+    default: ''
   measure_bandwidth:
     description:
       - Whether to measure how fast each NUMA node's CPUs read its memory. Takes some seconds and at most one twentieth
@@ -48,10 +52,18 @@ EXAMPLES = r"""
   onprem.llm.host_hardware:
     id: "{{ inventory_hostname }}"
     model_dir: /srv/llm/models
+    etc_dir: /etc/onprem-llm
     measure_bandwidth: true
 """
 
 RETURN = r"""
+installed:
+  description:
+    - What the host serves now, one entry per model - model, engine, port, source, flags (long options without dashes),
+      environment, numa.
+  returned: success
+  type: list
+  elements: dict
 hardware:
   description: The facts. Sizes are bytes, bandwidths bytes per second, null is unknown.
   returned: success
@@ -116,9 +128,11 @@ hardware:
 """
 
 import os
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.onprem.llm.plugins.module_utils import installed
 from ansible_collections.onprem.llm.plugins.module_utils.commands import run
 from ansible_collections.onprem.llm.plugins.module_utils.hardware.read import read
 
@@ -129,6 +143,7 @@ def main() -> None:
             "id": {"type": "str", "required": True},
             "model_dir": {"type": "path", "required": True},
             "root": {"type": "path", "default": "/"},
+            "etc_dir": {"type": "path", "default": ""},
             "measure_bandwidth": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -137,7 +152,8 @@ def main() -> None:
     if not os.path.isdir(given["root"]):
         module.fail_json(msg=f"root: {given['root']} is no folder; give that of a recorded machine, or leave it out.")
     hardware = read(given["root"], given["id"], given["model_dir"], run, given["measure_bandwidth"])
-    module.exit_json(changed=False, hardware=hardware)
+    served = installed.read(Path(given["etc_dir"])) if given["etc_dir"] else []
+    module.exit_json(changed=False, hardware=hardware, installed=served)
 
 
 if __name__ == "__main__":

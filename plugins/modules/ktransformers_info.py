@@ -42,6 +42,13 @@ options:
     description: Folder of converted weights.
     type: path
     required: true
+  targets:
+    description: Name of a model to the folder of its files, to which its pointer may not lead yet.
+    type: dict
+    default: {}
+  records:
+    description: Folder of the records of M(onprem.llm.rollout_switch). Weights that they name are in use.
+    type: path
   root:
     description: The machine's root. Another folder is a recorded machine, as for C(onprem.llm.host_hardware).
     type: path
@@ -72,7 +79,7 @@ missing:
   type: list
   elements: dict
 unused:
-  description: Folders of converted weights, finished or not, that no placement uses.
+  description: Folders of converted weights, finished or not, that no placement uses and nothing may go back to.
   returned: success
   type: list
   elements: str
@@ -88,6 +95,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.onprem.llm.plugins.module_utils.hardware.read import read
 from ansible_collections.onprem.llm.plugins.module_utils.hardware.types import Hardware
 from ansible_collections.onprem.llm.plugins.module_utils.ktransformers import classic, convert, flags, look
+from ansible_collections.onprem.llm.plugins.module_utils.rollout import kept, record
+from ansible_collections.onprem.llm.plugins.module_utils.rollout.record import RecordError
 
 
 def problems(module: AnsibleModule, starts: Mapping[str, look.Start], nodes: Mapping[int, list[int]]) -> list[str]:
@@ -107,7 +116,8 @@ def problems(module: AnsibleModule, starts: Mapping[str, look.Start], nodes: Map
             )
         if engine == flags.CLASSIC:
             refused = [classic.too_old(one["model"], one["quantisation"], given["release"]) for one in mine]
-            said += [text for text in refused + [look.without_config(one) for one in mine] if text]
+            lacking = [look.without_config(look.located(one, given["targets"])) for one in mine]
+            said += [text for text in refused + lacking if text]
     return said
 
 
@@ -120,6 +130,8 @@ def main() -> None:
             "tree": {"type": "path", "required": True},
             "etc_dir": {"type": "path", "required": True},
             "converted_dir": {"type": "path", "required": True},
+            "targets": {"type": "dict", "default": {}},
+            "records": {"type": "path"},
             "root": {"type": "path", "default": "/"},
         },
         supports_check_mode=True,
@@ -128,34 +140,41 @@ def main() -> None:
 
     hardware = read(given["root"], "here", given["converted_dir"], _absent, False)
     folder = given["converted_dir"]
+    there = Path(folder)
+    located = [look.located(one, given["targets"]) for one in given["placements"]]
     try:
-        wanted = look.conversions(given["placements"], folder)
+        wanted = look.conversions(located, folder)
         weights = {one["model"]: one["path"] for one in wanted}
         starts = {
-            one["model"]: start(one, given, hardware, weights.get(one["model"], "")) for one in given["placements"]
+            one["model"]: start(one, given, hardware, weights.get(one["model"], ""), files["model_path"])
+            for one, files in zip(given["placements"], located, strict=True)
         }
-    except ValueError as error:
+        used = set(weights.values())
+        used |= {str(there / name) for name in kept.names(Path(given["records"]), there)} if given["records"] else set()
+        # Until its first switch no record names what serves.
+        known = not given["records"] or record.path_of(given["records"], "ktransformers").exists()
+    except (ValueError, RecordError) as error:
         module.fail_json(msg=f"No service was changed. {error}")
     missing = [one for one in wanted if not (Path(one["path"]) / look.MARKER).is_file()]
     said = problems(module, starts, {node["id"]: node["cpus"] for node in hardware["numa"]})
-    there = Path(folder)
     if missing:
         near = next(one for one in [there, *there.parents] if one.exists())
         said += [text for text in [convert.shortage(missing, shutil.disk_usage(near).free, folder)] if text]
     if said:
         module.fail_json(msg="No service was changed.\n" + "\n".join(f"- {text}" for text in said))
-    used = set(weights.values())
     module.exit_json(
         changed=False,
         starts=starts,
         missing=[{**one, "arguments": convert.arguments(one, f"{one['path']}.partial")} for one in missing],
-        unused=sorted(str(one) for one in there.glob("*pools-*") if str(one) not in used),
+        unused=sorted(str(one) for one in there.glob("*pools-*") if known and str(one) not in used),
     )
 
 
-def start(placement: Mapping[str, Any], given: Mapping[str, Any], hardware: Hardware, weights: str) -> look.Start:
+def start(
+    placement: Mapping[str, Any], given: Mapping[str, Any], hardware: Hardware, weights: str, path: str
+) -> look.Start:
     rules = f"{given['etc_dir']}/{placement['model']}.rules.yaml"
-    return look.start(placement, given["address"], given["release"], given["tree"], rules, hardware, weights)
+    return look.start(placement, given["address"], given["release"], given["tree"], rules, hardware, weights, path)
 
 
 def _absent(argv: list[str]) -> tuple[int, str, str]:

@@ -85,8 +85,8 @@ def known(path: Path) -> dict[str, Any]:
 
 def compute(module: AnsibleModule, asked: Asked, host: Host) -> dict[str, Any]:
     p = module.params
-    # The GPU is left alone, and a broken driver is not this test's matter.
-    extra = {VARIANT: asked.variant, "CUDA_VISIBLE_DEVICES": ""}
+    # The GPU is left alone, and a broken driver is not this test's matter. The installed version stays as it is.
+    extra = {VARIANT: asked.variant, "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
     environment = {**os.environ, **{key: str(value) for key, value in p["environment"].items()}, **extra}
     argv = [p["python"], p["script"], asked.method, str(asked.threads), *map(str, asked.nodes)]
     try:

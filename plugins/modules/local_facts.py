@@ -24,7 +24,7 @@ options:
     type: list
     elements: dict
     suboptions:
-      what: {description: What is owed., type: str, choices: [reboot, restart], required: true}
+      what: {description: What is owed., type: str, choices: [reboot, restart, rollout], required: true}
       why: {description: Why\, as a sentence., type: str, required: true}
 """
 
@@ -68,21 +68,19 @@ def main() -> None:
     p = module.params
     path = Path(p["path"])
     try:
-        text = path.read_text() if path.exists() else ""
-        before = local_facts.parse(text, p["path"]) if text else local_facts.empty()
-        after = local_facts.change(before, p["component"], p["facts"], p["debts"]) if p["component"] else before
-        wanted = config_files.Wanted(p["path"], local_facts.render(after))
-        difference = config_files.compare(wanted) if after != before else None
-        if difference and not module.check_mode:
-            config_files.write(difference, lambda command: (0, ""))
+        if p["component"]:
+            kept = local_facts.keep(path, p["component"], p["facts"], p["debts"], module.check_mode)
+        else:
+            text, facts = local_facts.read(path)
+            kept = local_facts.Kept(facts, text, text)
     except (local_facts.LocalFactsError, config_files.FileError, OSError) as error:
         module.fail_json(msg=str(error))
-    headers = {"before_header": p["path"], "after_header": p["path"]}
+    diff = {"before_header": p["path"], "after_header": p["path"], "before": kept.before, "after": kept.after}
     module.exit_json(
-        changed=difference is not None,
-        local=after,
-        ansible_facts={"onprem_llm": after},
-        diff=[{**headers, "before": text, "after": wanted.content}] if difference else [],
+        changed=kept.changed,
+        local=kept.facts,
+        ansible_facts={"onprem_llm": kept.facts},
+        diff=[diff] if kept.changed else [],
     )
 
 

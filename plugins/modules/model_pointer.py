@@ -10,9 +10,11 @@ author: The onprem.llm developers
 description:
   - Lets the pointer I(served_dir)/C(name) of each model lead to its published files. A pointer moves in one step, and
     only to files that are complete and verified; when one model is not complete, no pointer moves.
+  - A pointer of I(switched) that is there already stays where it is. What serves the model moves it, when it has tried
+    the new files.
   - With I(prune) removes the pointers of other models, and then what was published or staged and nothing needs any
-    more. What is needed by a model of I(models) or I(keep), or by a pointer that was not made by this module, stays.
-    So do files in the store that were not published there.
+    more. What is needed by a model of I(models) or I(keep), by what serves or may be gone back to (I(records)), or by a
+    pointer that was not made by this module, stays. So do files in the store that were not published there.
   - Nothing is pruned while a transfer runs; that is a warning.
 attributes:
   check_mode: {support: full, description: Models that are not complete yet are pointed to as if they were.}
@@ -28,6 +30,9 @@ options:
     type: list
     elements: dict
     required: true
+  switched: {description: Models whose pointers M(onprem.llm.rollout_switch) moves., type: list, elements: str,
+    default: []}
+  records: {description: Folder of the records of M(onprem.llm.rollout_switch)\; it need not be there., type: path}
   prune: {description: Whether to remove what nothing needs., type: bool, default: false}
   keep: {description: Models whose files stay though this host does not serve them\, like I(models)., type: list,
     elements: dict, default: []}
@@ -57,6 +62,7 @@ freed: {description: Bytes that were\, or would be\, freed., type: int, returned
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -64,10 +70,17 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.onprem.llm.plugins.module_utils import transfer
 from ansible_collections.onprem.llm.plugins.module_utils.model_store import look, prune, store
 from ansible_collections.onprem.llm.plugins.module_utils.model_store.types import Model, StoreError
+from ansible_collections.onprem.llm.plugins.module_utils.rollout import kept
+from ansible_collections.onprem.llm.plugins.module_utils.rollout.record import RecordError
 
 
-def move(folder: Path, served: Path, models: list[Model], check: bool) -> list[dict[str, str]]:
-    """Move the pointers, all or none. StoreError names every model that is not complete."""
+def move(
+    folder: Path, served: Path, models: list[Model], switched: Collection[str], check: bool
+) -> list[dict[str, str]]:
+    """Move the pointers, all or none; those of ``switched`` only where there is none yet.
+
+    StoreError names every model that is not complete.
+    """
     wanted = {model.name: str(store.home(folder, model)) for model in models}
     looks = [look.look(folder, served, model) for model in models]
     problems = [
@@ -79,6 +92,7 @@ def move(folder: Path, served: Path, models: list[Model], check: bool) -> list[d
     if problems:
         raise StoreError("\n".join(problems))
     before = {name: store.leads_to(served, name) for name in wanted}
+    wanted |= {name: before[name] for name in wanted if name in switched and before[name]}
     for name, place in wanted.items():
         if not check:
             store.point(served, name, Path(place))
@@ -91,6 +105,8 @@ def main() -> None:
             "store": {"type": "path", "required": True},
             "served_dir": {"type": "path", "required": True},
             "models": {"type": "list", "elements": "dict", "required": True},
+            "switched": {"type": "list", "elements": "str", "default": []},
+            "records": {"type": "path"},
             "prune": {"type": "bool", "default": False},
             "keep": {"type": "list", "elements": "dict", "default": []},
         },
@@ -103,15 +119,16 @@ def main() -> None:
     pruned = prune.Pruned([])
     try:
         models, keep = look.models(p["models"]), look.models(p["keep"])
-        pointers = move(folder, served, models, check)
+        pointers = move(folder, served, models, p["switched"], check)
         if p["prune"]:
-            gone = prune.retired(folder, served, [model.name for model in models])
+            held = kept.models(Path(p["records"]), folder) if p["records"] else []
+            gone = prune.retired(folder, served, [model.name for model in [*models, *held]])
             try:
-                pruned = prune.prune(folder, served, [*models, *keep], gone, check)
+                pruned = prune.prune(folder, served, [*models, *keep, *held], gone, check)
                 pointers += [{"name": name, "before": before, "after": ""} for name, before in gone.items()]
             except transfer.BusyError:
                 module.warn(f"Nothing was pruned: a transfer into {folder} is running. Run again when it has ended.")
-    except (StoreError, OSError) as error:
+    except (StoreError, RecordError, OSError) as error:
         module.fail_json(msg=str(error))
     moved = [one for one in pointers if one["before"] != one["after"]]
     shown = {

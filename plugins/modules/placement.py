@@ -51,6 +51,10 @@ options:
     description: Whether a model may run although part of it is read from the disk for every token.
     type: bool
     default: false
+  ports:
+    description: By host, the ports of the models that are installed there. They stay.
+    type: dict
+    default: {}
   what_if:
     description: The hosts are machines nobody has yet. Any engine may be chosen, and each model has a host to itself.
     type: bool
@@ -97,10 +101,17 @@ notes:
   type: list
   elements: str
 endpoints:
-  description: One entry per model - model, kind, dimensions, servers (host, address, port).
+  description:
+    - One entry per model - model, kind, dimensions, servers (host, address, port, slots). A host that did not answer
+      stays, with C(slots=0).
   returned: success
   type: list
   elements: dict
+silent:
+  description: Hosts of the group C(inference) of which nothing is known. What they serve is owed.
+  returned: success
+  type: list
+  elements: str
 """
 
 from collections.abc import Mapping, Sequence
@@ -180,6 +191,7 @@ def main() -> None:
             "addresses": {"type": "dict", "default": {}},
             "no_gpu": {"type": "dict", "default": {}},
             "allow_paging": {"type": "bool", "default": False},
+            "ports": {"type": "dict", "default": {}},
             "what_if": {"type": "bool", "default": False},
             "served_dir": {"type": "path", "required": True},
         },
@@ -191,14 +203,22 @@ def main() -> None:
     headers = {header["key"]: header for header in sorted(given["headers"], key=lambda header: bool(header["shape"]))}
     if problems:
         module.fail_json(msg="These placements cannot work.\n" + "\n".join(f"- {p}" for p in problems))
-    wanted, shapes, refused = [], {}, []
+    wanted, refused = [], []
+    shapes: dict[str, list[Shape]] = {}
+    owed: list[str] = []
+    silent = [host for host in given["groups"].get("inference", []) if host not in given["hardware"]]
     for entry in given["models"]:
         model, known, unknown = shaped(entry, headers)
         name = model["name"]
         if not model["hosts"]:
             refused.append(f"{name}: no host may serve it. Put one into the group inference, or correct `hosts`.")
         elif not any(host in given["hardware"] for host in model["hosts"]):
-            refused.append(f"{name}: no host that may serve it answered ({', '.join(model['hosts'])}).")
+            said = f"{name}: no host that may serve it answered ({', '.join(model['hosts'])})."
+            (owed if given["hardware"] else refused).append(said)
+            if not given["what_if"]:
+                # The others are served all the same; its place among them keeps their ports.
+                wanted.append({**model, "variants": [], "unread": unknown})
+                shapes[name] = []
         elif not known:
             refused.append(
                 f"{name}: nothing is known of it, so it cannot be planned. {'; '.join(unknown)}. Mend that, or "
@@ -219,12 +239,15 @@ def main() -> None:
         given["pins"],
         given["allow_paging"],
         no_gpu=given["no_gpu"],
+        installed=given["ports"],
         what_if=given["what_if"],
     )
+    dimensions = {model["name"]: model.get("dimensions") for model in given["models"]}
     for one in placements:
         if one["engine"]:
             one["model_path"] = f"{given['served_dir']}/{one['model']}/{one['variant'].get('entry', '')}"
             one["source"] = "{repo}@{revision}".format(**one["variant"])
+            one["dimensions"] = dimensions.get(one["model"]) or 0
     runs = ("memory", "paged") if given["allow_paging"] else ("memory",)
     served = [one for one in placements if one["fits"] in runs]
     module.exit_json(
@@ -233,12 +256,21 @@ def main() -> None:
         served=served,
         notes=notes(given["headers"])
         + [
-            f"{host} did not answer and is left out; what it serves may be planned elsewhere."
-            for host in given["groups"].get("inference", [])
-            if host not in given["hardware"]
-        ],
+            f"{host} did not answer and is left out; what it serves may be planned elsewhere. It is owed a run: "
+            "start it, then run site.yml again."
+            for host in silent
+        ]
+        + owed,
+        silent=[] if given["what_if"] else silent,
         refused=[] if given["what_if"] else refused + refusals(wanted, placements, served),
-        endpoints=[] if given["what_if"] else models.endpoints(served, given["models"], given["addresses"]),
+        endpoints=[]
+        if given["what_if"]
+        else models.endpoints(
+            served,
+            given["models"],
+            given["addresses"],
+            {host: pack.ports(given["models"], given["pins"], host, given["ports"].get(host)) for host in silent},
+        ),
     )
 
 

@@ -28,7 +28,7 @@ options:
     type: dict
     required: true
   installed:
-    description: What the hosts serve now, as C(onprem.llm.placements_installed) returned it, by host.
+    description: What the hosts serve now, as C(onprem.llm.host_hardware) returned it as C(installed), by host.
     type: dict
     default: {}
   notes:

@@ -195,6 +195,7 @@ def placement(
         "reasons": ["All layers fit on the GPU."],
         "alternatives": [],
         "rejected": [],
+        "dimensions": 0,
         "pinned": [],
         "model_path": f"/srv/llm/served/{model}",
         "source": f"unsloth/{model}-GGUF@master",

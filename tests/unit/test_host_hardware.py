@@ -34,6 +34,7 @@ def test_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     answer = call(capsys, model_dir=str(tmp_path / "not/there/yet"))
     found = answer["hardware"]
     assert answer["changed"] is False and found["id"] == "h"
+    assert answer["installed"] == [], "nobody asked what is served"
     assert found["architecture"] == os.uname().machine
     assert 1 <= found["cpu"]["cores"] <= found["cpu"]["threads"] == os.sysconf("SC_NPROCESSORS_ONLN")
     assert 0 < found["cpu"]["usable"] <= found["cpu"]["threads"]

@@ -19,9 +19,10 @@ import yaml
 from ansible.module_utils.testing import patch_module_args
 from decisions import GIB, ask, catalogue, machine
 from jinja2.nativetypes import NativeEnvironment
-from test_kt_flags import PROGRAM
+from test_kt_flags import PROGRAM, SWITCHED
 
 from ansible_collections.onprem.llm.plugins.module_utils.ktransformers import convert, look
+from ansible_collections.onprem.llm.plugins.module_utils.rollout import record
 from ansible_collections.onprem.llm.plugins.modules import ktransformers_info
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -110,6 +111,7 @@ class Host:
         self.model.mkdir()
         (self.model / "manifest.json").write_text("{}")
         self.placement = {**planned(), "model_path": f"{self.model}/", "converted": 1000}
+        self.more: dict[str, Any] = {}
 
     def ask(self, **change: Any) -> dict[str, Any]:
         given = {
@@ -120,6 +122,7 @@ class Host:
             "etc_dir": "/etc/x",
             "converted_dir": str(self.converted),
             "root": str(self.root),
+            **self.more,
         }
         with patch_module_args(given), pytest.raises(SystemExit):
             ktransformers_info.main()
@@ -155,6 +158,37 @@ def test_more_pools_make_a_new_conversion_and_the_old_one_superfluous(host: Host
     assert found["missing"][0]["pools"] == 1 and found["unused"] == [one["path"]]
     (host.model / "manifest.json").write_text('{"other": "files"}')
     assert host.ask()["missing"], "the files changed under the same name"
+
+
+def test_before_its_pointer_moves_the_new_files_are_what_counts(host: Host, tmp_path: Path) -> None:
+    """Which files they are and what they need; the service reads them through the pointer all the same."""
+    (before,) = host.ask()["missing"]
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "manifest.json").write_text('{"new": "revision"}')
+    (new / "config.json").write_text('{"model_type": "qwen3_moe"}')
+    (new / "chat_template.jinja").write_text(SWITCHED)
+    host.more = {"targets": {"r1": str(new)}}
+    found = host.ask()
+    (after,) = found["missing"]
+    assert after["path"] != before["path"] and after["arguments"][1] == str(new)
+    assert found["starts"]["r1"]["found"] == {"reasoning-parser": "qwen3"}
+    assert found["starts"]["r1"]["flags"]["model"] == str(host.model)
+
+
+def test_weights_that_one_may_go_back_to_are_in_use(host: Host, tmp_path: Path) -> None:
+    (old,) = host.ask()["missing"]
+    Path(old["path"]).mkdir(parents=True)
+    (host.model / "manifest.json").write_text('{"other": "files"}')
+    assert host.ask()["unused"] == [old["path"]]
+    records = tmp_path / "records"
+    host.more = {"records": str(records)}
+    assert host.ask()["unused"] == [], "no record names yet what serves"
+    record.write(str(records), record.Record("ktransformers"))
+    assert host.ask()["unused"] == [old["path"]]
+    env = record.File("/etc/r1.env", f"OPTIONS=--kt-weight-path {old['path']} --port 1")
+    record.write(str(records), record.Record("ktransformers", previous=record.Configuration("1", {}, (env,))))
+    assert host.ask()["unused"] == []
 
 
 def test_the_host_is_held_against_the_plan(host: Host) -> None:

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from decisions import GIB, ask, catalogue, header, machine
 
-from ansible_collections.onprem.llm.plugins.module_utils import command_line
+from ansible_collections.onprem.llm.plugins.module_utils import command_line, installed
 from ansible_collections.onprem.llm.plugins.module_utils.ktransformers import classic, flags, look
 from ansible_collections.onprem.llm.plugins.module_utils.placement import differences, engines, pins
-from ansible_collections.onprem.llm.plugins.modules import placements_installed
 
 PROJECT = Path(__file__).parents[2]
 R1 = catalogue("deepseek-r1", "FP8")
@@ -136,17 +134,17 @@ def test_what_is_installed_is_what_was_planned() -> None:
     assert differences.differences([here], {"h": [fewer]}) == ["h: r1: kt-cpuinfer 32 -> 64"]
 
 
-def test_services_of_both_engines_are_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_services_of_both_engines_are_seen(tmp_path: Path) -> None:
     for engine, line in (
         ("llamacpp", "LLAMACPP_OPTIONS=--port 9101"),
         ("ktransformers", f"{flags.OPTIONS}=--port 9102"),
     ):
         (tmp_path / engine).mkdir()
         (tmp_path / engine / "m.env").write_text(line + "\n")
-    with patch_module_args({"etc_dir": str(tmp_path)}), pytest.raises(SystemExit):
-        placements_installed.main()
-    found = json.loads(capsys.readouterr().out)["placements"]
-    assert [(one["engine"], one["port"]) for one in found] == [("llamacpp", 9101), ("ktransformers", 9102)]
+    assert [(one["engine"], one["port"]) for one in installed.read(tmp_path)] == [
+        ("llamacpp", 9101),
+        ("ktransformers", 9102),
+    ]
 
 
 # --- what the host has

@@ -61,7 +61,8 @@ def test_components_do_not_touch_each_other(tmp_path: Path) -> None:
     [
         ("{", "is no JSON"),
         ("[]", "is not what onprem.llm writes"),
-        ('{"format": 1}', "is not what onprem.llm writes"),
+        ('{"components": {}, "debts": []}', "is not what onprem.llm writes"),
+        ('{"format": 1, "components": []}', "is not what onprem.llm writes"),
         ('{"format": 7, "components": {}, "debts": []}', "has format 7, and this release knows 1"),
     ],
 )
@@ -73,6 +74,14 @@ def test_a_file_that_cannot_be_understood_is_named_and_kept(tmp_path: Path, text
     assert path.read_text() == text
     [finding] = debts.judge("gpu1", str(path), text)
     assert finding.state == "failed" and str(path) in finding.detail and "site.yml" in finding.remedy
+
+
+def test_what_an_older_release_wrote_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "facts"
+    path.write_text('{"format": 0, "components": {"nvidia_driver": {"version": "550"}}}')
+    kept = run(path, component="llamacpp", facts={"version": "1"}, debts=[{"what": "rollout", "why": "it died"}])
+    assert kept["local"]["components"] == {"nvidia_driver": {"version": "550"}, "llamacpp": {"version": "1"}}
+    assert [one["what"] for one in kept["local"]["debts"]] == ["rollout"]
 
 
 def test_a_debt_nobody_can_pay_is_refused() -> None:

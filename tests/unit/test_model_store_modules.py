@@ -18,6 +18,7 @@ from ansible_collections.onprem.llm.plugins.module_utils import transfer
 from ansible_collections.onprem.llm.plugins.module_utils.model_store import damage, look, store
 from ansible_collections.onprem.llm.plugins.module_utils.model_store.damage import Damage
 from ansible_collections.onprem.llm.plugins.module_utils.model_store.types import Model, model_from
+from ansible_collections.onprem.llm.plugins.module_utils.rollout import record as rollout
 
 REPOSITORY = Path(__file__).parents[2]
 NEW = replace(MODEL, revision=COMMIT)
@@ -254,6 +255,77 @@ def test_what_is_to_be_kept_is_kept(ansible: Ansible) -> None:
     host.publish(NEW)
     answer = ansible.point(NEW, prune=True, keep=[settings(MODEL)])
     assert answer["removed"] == []
+    assert store.present(host.store, MODEL)
+
+
+def test_what_serves_moves_its_own_pointer(ansible: Ansible) -> None:
+    """The switch does, when it has tried the new files; a pointer that is not there yet is made."""
+    host = ansible.host
+    host.publish()
+    assert ansible.point(MODEL, switched=["chat"])["pointers"][0]["after"] == str(host.home)
+    host.publish(NEW)
+    for check in (True, False):
+        stays = ansible.point(NEW, switched=["chat"], check=check)
+        assert (stays["changed"], stays["pointers"]) == (
+            False,
+            [{"name": "chat", "before": str(host.home), "after": str(host.home)}],
+        )
+    assert os.readlink(host.served / "chat") == str(host.home)
+
+
+def record(host: Host, **states: dict[str, Any]) -> str:
+    folder = host.store.parent / "rollout"
+    folder.mkdir(exist_ok=True)
+    parts = {name: states.get(name) and rollout.configuration(states[name]) for name in ("good", "previous")}
+    rollout.write(str(folder), rollout.Record("llamacpp", **parts))
+    return str(folder)
+
+
+def serving(host: Host, model: Model, names: str) -> dict[str, Any]:
+    home = store.home(host.store, model)
+    return {
+        "version": "1",
+        "links": {str(host.served / model.name): str(home), "/opt/llamacpp/current": "1-source"},
+        "files": [{"path": "/etc/chat.env", "content": f"OPTIONS=--model {host.served}/{model.name}/{names}"}],
+        "services": [],
+    }
+
+
+def test_what_may_be_gone_back_to_is_not_pruned(ansible: Ansible) -> None:
+    """Of the former revision what its engine was given; a model that is placed here no more keeps its pointer too."""
+    host = ansible.host
+    old = replace(MODEL, name="old")
+    for model in (MODEL, DOCS, NEW):
+        host.publish(model)
+    ansible.point(NEW, old)
+    records = record(host, good=serving(host, old, PARTS[0]), previous=serving(host, MODEL, PARTS[0]))
+    done = ansible.point(NEW, prune=True, switched=["chat"], records=records)
+    assert done["removed"] == [f"onprem/m-GGUF/master/{README}"]
+    assert sorted(os.listdir(host.served)) == ["chat", "old"]
+    assert store.present(host.store, MODEL)
+    # When neither is in the record any more, it goes.
+    record(host, good=serving(host, NEW, PARTS[0]))
+    done = ansible.point(NEW, prune=True, switched=["chat"], records=records)
+    assert (done["removed"], os.listdir(host.served)) == (["onprem/m-GGUF/master"], ["chat"])
+
+
+def test_an_engine_that_is_given_a_folder_needs_all_of_it(ansible: Ansible) -> None:
+    host = ansible.host
+    for model in (MODEL, DOCS, NEW):
+        host.publish(model)
+    ansible.point(NEW)
+    records = record(host, previous=serving(host, MODEL, ""))
+    assert ansible.point(NEW, prune=True, records=records)["removed"] == []
+
+
+def test_nothing_is_pruned_while_a_record_cannot_be_read(ansible: Ansible) -> None:
+    host = ansible.host
+    host.publish()
+    host.publish(NEW)
+    records = record(host)
+    Path(records, "llamacpp.json").write_text("{")
+    answer = ansible.point(NEW, prune=True, records=records)
+    assert answer["failed"] and f"{records}/llamacpp.json is not what onprem.llm writes" in answer["msg"]
     assert store.present(host.store, MODEL)
 
 

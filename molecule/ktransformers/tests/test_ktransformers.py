@@ -229,6 +229,14 @@ def test_the_service_starts_with_what_the_plan_says(host: Any) -> None:
     assert len(key) >= 16 and key not in found
 
 
+def test_the_host_knows_what_it_serves_with(host: Any) -> None:
+    local = json.loads(host.check_output("cat /etc/ansible/facts.d/onprem_llm.fact"))
+    section = local["components"]["ktransformers"]
+    assert section["pointer"] == host.check_output(f"readlink -f {ROOT}/current")
+    assert section["models"]["qwen"]["pointer"] == host.check_output("readlink -f /srv/llm/served/qwen")
+    assert (section["previous"], local["debts"]) == ({}, [])
+
+
 def test_every_option_is_one_of_the_installed_program(host: Any) -> None:
     line = host.check_output("sudo grep ^KTRANSFORMERS_OPTIONS= /etc/onprem-llm/ktransformers/qwen.env")
     source = host.check_output(f"cat {PACKAGES}/sglang/srt/server_args.py")

@@ -57,6 +57,15 @@ def thinks(model_path: str) -> str:
     return flags.reasoning_parser(str(config.get("model_type", "")), template)
 
 
+def located(placement: Mapping[str, Any], targets: Mapping[str, str]) -> dict[str, Any]:
+    """The placement with the path its files have now: its pointer leads to them when its service is switched.
+
+    ``targets``: name of a model to the folder of its files.
+    """
+    target = targets.get(placement["model"])
+    return {**placement, "model_path": f"{target}/{placement['variant'].get('entry', '')}"} if target else {**placement}
+
+
 def identity(placement: Mapping[str, Any]) -> str:
     """What the model's files are: their manifest, else where they came from."""
     manifest = Path(placement["model_path"]).resolve() / "manifest.json"
@@ -77,9 +86,9 @@ def start(
     rules_file: str,
     hardware: Hardware,
     weights: str,
+    path: str,
 ) -> Start:
-    """All options of one service. ``weights``: folder of its converted experts, or empty."""
-    path = str(placement["model_path"])
+    """All options of one service. ``weights``: folder of its converted experts, or empty; ``path``: its files."""
     if placement["engine"] == flags.CLASSIC:
         used = len([one for one in placement["offload"]["split"] if one])
         rules = own_rules(tree, path.rpartition("/")[0], hardware, used)

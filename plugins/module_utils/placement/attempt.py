@@ -329,7 +329,7 @@ def _llama(base: Option, taken: Mapping[str, int]) -> Option:
     else:
         offload = memory.fit_offload(
             shape, machine, tokens=tokens, slots=base.slots, ubatch=ubatch, cache_type=wishes.cache_type, taken=taken,
-            cache_ram=kept, flash=flash,
+            cache_ram=kept, flash=flash, by_hand=base.engine != "ollama",
         )  # fmt: skip
     # Proportions that name none of these GPUs count for nothing.
     if sum(wishes.split[: len(machine["gpus"])]):
@@ -406,6 +406,9 @@ def paged(option: Option, taken: Mapping[str, int]) -> Option | None:
         cache_type=roomy.cache_type, offload=roomy.offload, cache_ram=roomy.cache_ram, taken=here, flash=roomy.flash,
     )  # fmt: skip
     found = replace(roomy, hardware=option.hardware, devices=devices)
+    # Only the cache of prompts found no room.
+    if not found.missing:
+        return found
     lacking = found.missing.get("ram", 0)
     weights = next(one["weights"] for one in devices if one["device"] == "ram")
     if set(found.missing) != {"ram"} or lacking > weights:

@@ -99,6 +99,8 @@ class _Trial:
         self, hardware: Hardware, asked: Request, pin: pinned.Pin, taken: Mapping[str, int], no_gpu: Mapping[str, str]
     ) -> None:
         self.hardware, self.asked, self.pin, self.taken, self.no_gpu = hardware, asked, pin, taken, no_gpu
+        self.llamacpp: Option | None = None
+        """What llama.cpp would take, where it may run: it is as fast as Ollama and stands before it."""
         self._places: dict[str, list[int]] = {}
         self._known: dict[tuple[Any, ...], list[Option]] = {}
         self.failed: list[Option] = []
@@ -121,8 +123,21 @@ class _Trial:
 
     def at(self, engine: str, variant: Mapping[str, Any], shape: Shape, context: int, slots: int) -> list[Option]:
         """The ways to run it with this context and these slots; worked out once for engines that are alike."""
-        places = self.places(engine)
         like = TWINS.get(engine, engine)
+        found = self._worked_out(like, engine, variant, shape, context, slots)
+        if like == engine:
+            return found
+        other = self.llamacpp
+        beaten = other and other.shape is shape and other.places == self.places(engine)
+        if engine == "ollama" and not beaten and any(one.offload["cpu_moe_layers"] for one in found):
+            # It cannot be told which experts lie where.
+            return self._worked_out(engine, engine, variant, shape, context, slots)
+        return [replace(one, engine=engine, twin=one) for one in found]
+
+    def _worked_out(
+        self, like: str, engine: str, variant: Mapping[str, Any], shape: Shape, context: int, slots: int
+    ) -> list[Option]:
+        places = self.places(engine)
         key = (like, id(shape), context, slots, tuple(places))
         if key not in self._known:
             methods = engines.runnable(engine, self.hardware, shape, variant)
@@ -130,8 +145,7 @@ class _Trial:
                 like, self.hardware, places, variant, shape, methods, self.asked["kind"], context, slots, self.taken,
                 self.pin.wishes,
             )  # fmt: skip
-        found = self._known[key]
-        return found if like == engine else [replace(one, engine=engine, twin=one) for one in found]
+        return self._known[key]
 
     def best_at(self, engine: str, variant: Mapping[str, Any], shape: Shape, context: int, slots: int) -> Option | None:
         """Of the ways to run it with this context and these slots, the preferred one of those that fit."""
@@ -286,11 +300,15 @@ def decide(
         return why.refused(hardware, asked, fixed, problems or ["No variant could be read, so nothing can be planned."])
 
     tried = [wanted] if wanted != "auto" else list(engines.ORDER)
-    found = [trial.engine(engine, kept) for engine in tried]
     closed = {
         engine: _other_numa(engine, fixed) or _available(engine, asked, allowed, existing_roles, what_if)
         for engine in tried
     }
+    found = []
+    for engine in tried:
+        found.append(trial.engine(engine, kept))
+        if engine == "llamacpp" and not closed[engine]:
+            trial.llamacpp = found[-1].option
     chosen = _best([one.option for one in found if one.option and not closed[one.engine]])
     if chosen is None and "llamacpp" in tried and not closed["llamacpp"]:
         chosen = trial.paged(kept)
@@ -464,6 +482,9 @@ def _not_taken(chosen: Option | None, others: Sequence[Option], closed: Mapping[
         if bar and better:
             instead = f" instead of {why.rate(chosen)}" if chosen else ""
             text = f"Would be better, not available: {bar}. {name} with {label}: {why.rate(one)}{instead}."
+        elif chosen and not bar and one.engine == "ollama" and one.offload["cpu_moe_layers"]:
+            # How much slower is worked out only where llama.cpp may not run.
+            text = "Slower: it cannot be told which experts lie where."
         elif chosen and not bar:
             now = _time(chosen, both)
             text = (

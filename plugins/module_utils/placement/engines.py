@@ -312,6 +312,10 @@ def refusals(
     system, said = hardware["system"], []
     if kind == "embedding" and not rule.embedding:
         said.append(f"{rule.title} serves no embedding models. Use llama.cpp.")
+    if engine == "ollama" and kind == "embedding" and not shape["pooling"]:
+        said.append(
+            f"{rule.title} computes vectors only with files that name their pooling, and these do not. Use llama.cpp."
+        )
     if engine == CLASSIC and slots > 1:
         said.append(f"{rule.title} answers one conversation at a time; {slots} are asked for. Use llama.cpp.")
     if rule.moe and not shape["experts"]:

@@ -425,9 +425,11 @@ def fit_offload(
     taken: Mapping[str, int],
     cache_ram: int,
     flash: bool = True,
+    by_hand: bool = True,
 ) -> Offload:
     """The best offload of llama.cpp that fits: everything on the GPUs; else, with experts, all layers there and the
-    experts of the fewest first layers in RAM; else as many of the last layers as fit; else nothing.
+    experts of the fewest first layers in RAM (``by_hand``; Ollama cannot be told); else as many of the last layers as
+    fit; else nothing.
 
     Where RAM is too small for each of these, the first of them.
     """
@@ -443,7 +445,7 @@ def fit_offload(
 
     def candidates() -> Iterator[tuple[int, int]]:
         """Layers on GPUs and layers without their experts there, the best first; all of them fit the GPUs."""
-        moe = count if needs.experts[count] else 0
+        moe = count if by_hand and needs.experts[count] else 0
         if whole := fits(count + 1, 0):
             yield count + 1, 0
         if moe and fits(count + 1, moe):

@@ -18,6 +18,8 @@ class Server(TypedDict):
     host: str
     address: str
     port: int
+    slots: int
+    """Requests it answers at once; 0 for a host that did not answer, of which only its place in the site is known."""
 
 
 class Endpoint(TypedDict):
@@ -77,6 +79,11 @@ def store_models(placements: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
             base = {"source": variant["source"], "include": [], "exclude": ["*.safetensors"], "entry": ""}
             _keep(found, {**base, **companion, "name": name})
     return list(found.values())
+
+
+def model_targets(placements: Sequence[Mapping[str, Any]], models_dir: str) -> dict[str, str]:
+    """The name of each model a store holds for these placements, and the folder its pointer shall lead to."""
+    return {one["name"]: f"{models_dir}/{one['repo']}/{one['revision']}" for one in store_models(placements)}
 
 
 def _keep(found: dict[str, dict[str, Any]], model: dict[str, Any]) -> None:
@@ -208,18 +215,30 @@ def with_known_sources(
 
 
 def endpoints(
-    placements: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]], addresses: Mapping[str, str]
+    placements: Sequence[Mapping[str, Any]],
+    models: Sequence[Mapping[str, Any]],
+    addresses: Mapping[str, str],
+    silent: Mapping[str, Mapping[str, int]],
 ) -> list[Endpoint]:
-    """Per model the servers that answer for it, in the order of ``models``."""
+    """Per model the servers that answer for it, in the order of ``models``.
+
+    ``silent``: by host that did not answer, the ports of its models. They stay: such a host may come back by itself,
+    and until then the front door passes it over.
+    """
     return [
         {
             "model": model["name"],
             "kind": model["kind"],
             "dimensions": model.get("dimensions"),
             "servers": [
-                {"host": p["host"], "address": addresses[p["host"]], "port": p["port"]}
+                Server(host=p["host"], address=addresses[p["host"]], port=p["port"], slots=p["slots"])
                 for p in placements
                 if p["model"] == model["name"]
+            ]
+            + [
+                Server(host=host, address=addresses[host], port=ports[model["name"]], slots=0)
+                for host, ports in silent.items()
+                if host in model["hosts"]
             ],
         }
         for model in models

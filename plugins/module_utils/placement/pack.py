@@ -21,11 +21,26 @@ Key = tuple[str, str]
 """Model and host."""
 
 
-def ports(models: Sequence[Mapping[str, Any]], pins: Iterable[Mapping[str, Any]], host: str) -> dict[str, int]:
-    """Model -> port on this host: counted up by the models' order, whoever runs there, past those that are pinned."""
-    pinned = {str(pin["model"]): int(pin["port"]) for pin in pins if pin["host"] == host and pin.get("port")}
-    free = (port for port in range(FIRST_PORT, 65536) if port not in pinned.values())
-    return {str(model["name"]): pinned.get(str(model["name"])) or next(free) for model in models}
+def ports(
+    models: Sequence[Mapping[str, Any]],
+    pins: Iterable[Mapping[str, Any]],
+    host: str,
+    installed: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Model -> port on this host: the pinned one, else the one it has there already, else the next.
+
+    ``installed``: what is there now. Requests go there until the door is told, so what another model has, also one
+    that shall serve no more, is not given away.
+    """
+    names = [str(model["name"]) for model in models]
+    there = dict(installed or {})
+    found = {str(pin["model"]): int(pin["port"]) for pin in pins if pin["host"] == host and pin.get("port")}
+    for name in names:
+        if there.get(name) and there[name] not in found.values():
+            found.setdefault(name, there[name])
+    taken = {*found.values(), *there.values()}
+    free = (port for port in range(FIRST_PORT, 65536) if port not in taken)
+    return {name: found.get(name) or next(free) for name in names}
 
 
 class _Packing:
@@ -206,12 +221,14 @@ def pack(
     allow_paging: bool,
     *,
     no_gpu: Mapping[str, Mapping[str, str]] | None = None,
+    installed: Mapping[str, Mapping[str, int]] | None = None,
     what_if: bool = False,
 ) -> list[Placement]:
     """The placements of all models: pinned ones, then each model at its best place, then replicas.
 
     ``hosts`` in the inventory's order; ``shapes`` per model, parallel to its variants, ``None`` where a header
     could not be read. A model that fits nowhere has a placement with the verdict no on each of its hosts.
+    ``installed``: host -> model -> port it has there.
     With ``what_if`` every engine may be chosen, and each model has every machine to itself.
     """
     site = _Site(hosts, models, shapes, allowed, existing_roles, pins, allow_paging, no_gpu or {}, what_if)
@@ -221,7 +238,7 @@ def pack(
     good = [one for one in tried if one.misfits() == fewest]
     quickest = min(one.seconds() for one in good)
     best = next(one for one in good if one.seconds() <= quickest * decide.SLOWER)
-    numbers = {host: ports(models, site.pinned.values(), host) for host in hosts}
+    numbers = {host: ports(models, site.pinned.values(), host, (installed or {}).get(host)) for host in hosts}
     found = []
     for placement in best.placed.values():
         alternatives = placement["alternatives"]

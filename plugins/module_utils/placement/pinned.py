@@ -13,6 +13,7 @@ from ansible_collections.onprem.llm.plugins.module_utils.placement.attempt impor
 #: Names of the same thing: of the pin itself, then options of the engines.
 CONTEXT = ("max-model-len", "context-length", "num_ctx")
 SLOTS = ("parallel", "max-num-seqs", "max-running-requests")
+GPU_LAYERS = ("gpu-layers", "n-gpu-layers", "num_gpu")
 POLICIES = ("none", "distribute", "interleave", "bind", "pools")
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 #: What llama.cpp's own option `numa` comes to.
@@ -156,10 +157,10 @@ def read(pin: Mapping[str, Any]) -> tuple[Pin, list[str]]:
         threads=_number("threads", pin.get("threads"), problems) or flag("threads", "kt-cpuinfer", "num_thread"),
         threads_batch=_number("threads_batch", pin.get("threads_batch"), problems) or flag("threads-batch"),
         numa=_numa(pin.get("numa"), flags.get("numa"), problems),
-        gpu_layers=_layers("gpu-layers", flags.get("gpu-layers", flags.get("n-gpu-layers")), problems),
+        gpu_layers=_layers("gpu-layers", next((flags[one] for one in GPU_LAYERS if one in flags), None), problems),
         cpu_moe_layers=moe,
         split=_split(flags.get("tensor-split"), problems),
-        ubatch=flag("ubatch-size"),
+        ubatch=flag("ubatch-size", "num_batch"),
         # Of two types the larger one counts: the other only leaves room.
         cache_type=max(types & set(CACHE_TYPES), key=CACHE_TYPES[::-1].index) if types & set(CACHE_TYPES) else "f16",
         cache_ram=None if kept is None else kept << 20,

@@ -16,7 +16,7 @@ NOT_PINNED = (
     *ktransformers.OURS, *ktransformers.NOT_PINNED,
 )  # fmt: skip
 #: Engines that have a role. Hosts of the group of this name, or the engine's `engines.group`, may run them.
-ROLES = ("llamacpp", "ktransformers", engines.CLASSIC)
+ROLES = ("llamacpp", "ollama", "ktransformers", engines.CLASSIC)
 PIN_KEYS = (
     "model", "host", "engine", "port", "quantisation", "context", "parallel", "threads", "threads_batch", "numa",
     "flags",

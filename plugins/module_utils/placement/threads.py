@@ -173,9 +173,17 @@ def llamacpp(
 
 
 def ollama(
-    *, context: int, slots: int, threads: int, ubatch: int, cache_type: str, flash: bool, offload: Offload
+    *,
+    context: int,
+    slots: int,
+    threads: int,
+    ubatch: int,
+    cache_type: str,
+    cache_ram: int,
+    flash: bool,
+    offload: Offload,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parameters of /api/create, and the environment of the service."""
+    """Parameters of a model, and the environment of its service, which llama-server inherits. ``cache_ram``: bytes."""
     flags = {"num_ctx": context, "num_thread": threads, "num_batch": ubatch, "num_gpu": offload["gpu_layers"]}
     environment = {
         "OLLAMA_CONTEXT_LENGTH": str(context),
@@ -187,6 +195,8 @@ def ollama(
         "OLLAMA_MAX_LOADED_MODELS": "1",
         "OLLAMA_NOPRUNE": "1",
         "OLLAMA_NO_CLOUD": "1",
+        "LLAMA_ARG_CACHE_RAM": str(cache_ram // 2**20),
+        "LLAMA_ARG_FIT": "off",
     }
     return flags, environment
 

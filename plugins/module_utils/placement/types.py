@@ -101,6 +101,8 @@ class Placement(TypedDict):
     """Names of what the inventory pinned."""
     model_path: str
     source: str
+    dimensions: int
+    """Of an embedding's vectors; 0 for other models."""
 
 
 class Plan(TypedDict):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.onprem.llm.plugins.module_utils import gguf
 from ansible_collections.onprem.llm.plugins.module_utils.hardware.types import Hardware
 from ansible_collections.onprem.llm.plugins.module_utils.placement import attempt, engines, memory, threads, words
 from ansible_collections.onprem.llm.plugins.module_utils.placement.attempt import Option
@@ -216,6 +217,7 @@ def _placement(hardware: Hardware, asked: Mapping[str, Any], pin: Pin, reasons: 
         "pinned": list(pin.names),
         "model_path": "",
         "source": "",
+        "dimensions": 0,
     }
 
 
@@ -258,8 +260,8 @@ def _flags(hardware: Hardware, option: Option, asked: Mapping[str, Any]) -> tupl
         )  # fmt: skip
     if option.engine == "ollama":
         flags, environment = threads.ollama(
-            **shared, threads=option.threads, ubatch=option.ubatch, cache_type=option.cache_type, flash=option.flash,
-            offload=option.offload,
+            **shared, threads=option.threads, ubatch=option.ubatch, cache_type=option.cache_type,
+            cache_ram=option.cache_ram, flash=option.flash, offload=option.offload,
         )  # fmt: skip
         return flags, environment, ""
     if option.engine == engines.CLASSIC:
@@ -294,8 +296,15 @@ def _disk(option: Option) -> tuple[int, int]:
     """Bytes of the files with what a conversion writes beside them, and of the latter alone."""
     files = int(option.variant.get("size") or 0) or option.shape["weights"]
     converted = option.method.converted != 1
-    experts = sum(layer["experts"] for layer in option.shape["layers"]) if converted else 0
-    return files + experts, experts
+    written = sum(layer["experts"] for layer in option.shape["layers"]) if converted else 0
+    if _merged(option):
+        written = files
+    return files + written, written
+
+
+def _merged(option: Option) -> bool:
+    """Whether Ollama needs the parts of this model as one file."""
+    return option.engine == "ollama" and gguf.SPLIT_NAME.fullmatch(option.variant.get("entry") or "") is not None
 
 
 def _conversion(option: Option, disk: int, converted: int) -> list[str]:
@@ -303,6 +312,11 @@ def _conversion(option: Option, disk: int, converted: int) -> list[str]:
     if not converted:
         return []
     speed, origin = disk_speed(option.hardware)
+    if _merged(option):
+        return [
+            f"Ollama reads one file, and this model comes in parts: they are merged, {converted / 1e9:.0f} GB more on "
+            f"the disk, and at least {disk / speed / 60:.0f} minutes of reading and writing ({origin})."
+        ]
     return [
         f"The experts are converted to {option.method.name}: {converted / 1e9:.0f} GB more on the disk, and at least "
         f"{disk / speed / 60:.0f} minutes of reading {(disk - converted) / 1e9:.0f} GB and writing them ({origin})."

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What serves is replaced under load, host by host, and no request fails; what is worse than before does not stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from conftest import PROJECT, SCENARIO, one_line, playbook
+
+HOSTS = ("ro-a", "ro-b", "ro-c")
+UNIT = "llamacpp@assistant.service"
+SERVED = "/srv/llm/served/assistant"
+CURRENT = "/opt/onprem-llm/llamacpp/current"
+RATE = 20
+WATCH = 2
+#: What the tests begin with and come back to.
+BASE = {"revision": "v2", "build": "other"}
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="reaching test hosts from outside needs root")
+
+
+def inside(name: str, *words: str) -> list[str]:
+    return [str(PROJECT / "tools/testhost"), "exec", "m-rollout", name, *words]
+
+
+def on(name: str, script: str) -> str:
+    """What a command says on a host."""
+    said = subprocess.run(inside(name, "bash", "-c", script), check=True, capture_output=True, text=True)
+    return said.stdout.strip()
+
+
+def state(name: str) -> dict[str, Any]:
+    """Where a host's links lead, which process serves, and what its record says."""
+    links, pid = on(name, f"readlink {SERVED} {CURRENT}").split(), on(name, f"systemctl show -P MainPID {UNIT}")
+    record = json.loads(on(name, "cat /var/lib/onprem-llm/rollout/llamacpp.json"))
+    return {"model": links[0].rsplit("/", 1)[-1], "build": links[1].rsplit("/", 1)[-1], "pid": pid, "record": record}
+
+
+def fleet() -> dict[str, dict[str, Any]]:
+    return {name: state(name) for name in HOSTS}
+
+
+def drained() -> str:
+    return on("ro-web", "grep -E '^ *server .* down;' /etc/nginx/nginx.conf || true")
+
+
+@contextmanager
+def load(key: str) -> Iterator[dict[str, Any]]:
+    """Requests through the front door's loopback, as applications there send them; afterwards, what became of them."""
+    on("ro-web", "mkdir -p /run/load")
+    subprocess.run(
+        inside("ro-web", "tee", "/run/load/load.py"),
+        input=(SCENARIO / "load.py").read_bytes(),
+        check=True,
+        capture_output=True,
+    )
+    url = "http://127.0.0.1:8480/engine/v1"
+    words = inside("ro-web", "python3", "/run/load/load.py", url, key, "assistant", str(RATE))
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        time.sleep(2)
+        found: dict[str, Any] = {}
+        try:
+            yield found
+            time.sleep(2)
+        finally:
+            said, _ = process.communicate(timeout=180)
+        found |= json.loads(said)
+    assert found["rate"] > 0.9 * RATE, f"the load was no load: {found['rate']:.1f} requests/s"
+
+
+def change(watch: float = WATCH, **lab: Any) -> subprocess.CompletedProcess[str]:
+    """Models and engines, as site.yml runs them, with one line of the inventory changed."""
+    variables = json.dumps({"lab": lab, "rollout_watch": watch})
+    return playbook("playbooks/models.yml", "playbooks/engines.yml", "--extra-vars", variables)
+
+
+def good(ran: subprocess.CompletedProcess[str]) -> None:
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def key(secrets):
+    return secrets("engine_api_key")
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """Every test begins with the same fleet, and leaves it whole."""
+    assert drained() == ""
+    yield
+    assert drained() == ""
+
+
+def swapped(key: str, **lab: Any) -> None:
+    """Changes a line under load: no request fails, and each host has its turn when the one before was watched."""
+    before = fleet()
+    with load(key) as seen:
+        good(change(**lab))
+    after = fleet()
+    assert seen["failed"] == [], seen
+    assert {host["model"] for host in after.values()} == {lab["revision"]}
+    assert all(after[name]["pid"] != before[name]["pid"] for name in HOSTS)
+    assert {host["record"]["state"] for host in after.values()} == {"good"}
+    since = [after[name]["record"]["since"] for name in HOSTS]
+    assert since == sorted(since) and min(since[1] - since[0], since[2] - since[1]) >= WATCH, since
+
+
+def test_another_model_and_another_version_cost_no_request(key):
+    swapped(key, **BASE)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lab", [{"revision": "v1"}, {"build": "plain"}, BASE], ids=["model", "engine", "both"])
+def test_a_swap_costs_no_request(key, lab):
+    swapped(key, **{**BASE, **lab})
+
+
+@pytest.mark.long
+def test_a_run_that_changes_nothing_touches_nothing():
+    before = fleet()
+    ran = change(**BASE)
+    good(ran)
+    assert fleet() == before
+    assert not re.search(r"changed=[1-9]", ran.stdout) and "Send no more requests here" not in ran.stdout
+
+
+#: What is changed, and what the run says about it.
+BAD = {
+    "corrupt": ({"revision": "corrupt"}, "tensor|corrupt|load|magic|bounds"),
+    "gibberish": ({"revision": "gibberish"}, "actsacts|capital of France"),
+    "slow": ({"build": "slow"}, "tokens per second|tok/s"),
+    "memory": ({"flags": {"ctx-size": 400000}}, "oom|killed"),
+    "crash": ({"build": "crash"}, "SEGV|core-dump|segfault|signal|died"),
+}
+
+
+SAMPLE = [name if name == "gibberish" else pytest.param(name, marks=pytest.mark.long) for name in BAD]
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """On the canary a service gets no more than what the present model needs many times over."""
+    folder, load_again = "/run/systemd/system/llamacpp@.service.d", "systemctl daemon-reload"
+    on("ro-a", f"mkdir -p {folder}; printf '[Service]\\nMemoryMax=400M\\n' > {folder}/memory.conf; {load_again}")
+    yield
+    on("ro-a", f"rm -r {folder}; {load_again}")
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("bad", SAMPLE)
+def test_what_is_worse_does_not_stay(key, bad):
+    """The canary goes back by itself within a minute, nobody notices, and the other hosts are left as they are."""
+    lab, why = BAD[bad]
+    before = fleet()
+    with load(key) as seen:
+        ran = change(**{**BASE, **lab})
+    assert ran.returncode != 0, ran.stdout[-3000:]
+    after = fleet()
+    refused = [name for name in HOSTS if after[name]["pid"] != before[name]["pid"]]
+    assert refused in ([], ["ro-a"]), refused
+    for name in HOSTS:
+        assert (after[name]["model"], after[name]["build"]) == (before[name]["model"], before[name]["build"])
+    assert seen["failed"] == [], seen
+    text = one_line(ran.stdout).lower()
+    assert any(word.lower() in text for word in why.split("|")), ran.stdout[-6000:]
+    # What is wrong stands in the record until the line is put right again.
+    assert after["ro-a"]["record"]["state"] in ("good", "failed")
+
+
+@pytest.mark.long
+def test_what_dies_while_it_is_watched_does_not_stay(key):
+    """It answered well for a while. Requests in its hands when it died are lost, no others."""
+    seconds = 60 if os.environ.get("ONPREM_LONG") else 8
+    before = fleet()
+    with load(key) as seen:
+        ran = change(**{**BASE, "build": "later"}, watch=seconds + 12)
+    assert ran.returncode != 0, ran.stdout[-3000:]
+    after = fleet()
+    assert [name for name in HOSTS if after[name]["pid"] != before[name]["pid"]] == ["ro-a"]
+    assert after["ro-a"]["build"] == before["ro-a"]["build"]
+    assert len(seen["failed"]) <= 5 and all("broke off" in one["wrong"] for one in seen["failed"]), seen
+
+
+@pytest.mark.long
+def test_two_hosts_leave_and_the_last_one_is_replaced_while_a_copy_answers(key):
+    """Who leaves ends its answers first. Where nobody else serves, a copy on another port does."""
+    here = {**BASE, "hosts": ["ro-a"]}
+    alone = [
+        {"model": "assistant", "host": "ro-a", "engine": "llamacpp", "threads": 1, "flags": {"poll": 0, "temp": 0}}
+    ]
+
+    def changed(book: str, **more: Any) -> str:
+        ran = playbook(*book.split(), "--extra-vars", json.dumps({"rollout_watch": WATCH, **more}))
+        good(ran)
+        return one_line(ran.stdout)
+
+    try:
+        with load(key) as seen:
+            changed("playbooks/engines.yml playbooks/web.yml", lab=here, placements=alone)
+        assert seen["failed"] == [], seen
+        assert [on(name, f"systemctl is-active {UNIT} || true") for name in HOSTS] == ["active", "inactive", "inactive"]
+        with load(key) as seen:
+            said = changed(
+                "playbooks/models.yml playbooks/engines.yml", lab={**here, "revision": "v3"}, placements=alone
+            )
+        assert seen["failed"] == [], seen
+        assert "Send requests to the copies" in said and "Send requests to the originals" in said
+        assert state("ro-a")["model"] == "v3"
+        assert "beside" not in on("ro-a", "ls /etc/onprem-llm/llamacpp; systemctl list-units --plain 'llamacpp@*'")
+    finally:
+        changed("playbooks/models.yml playbooks/engines.yml playbooks/web.yml", lab=BASE)
+    assert {host["model"] for host in fleet().values()} == {BASE["revision"]}
+
+
+@pytest.mark.long
+def test_a_hundred_swaps_cost_no_request(key):
+    """Three in a run."""
+    begun = [state(name)["record"]["since"] for name in HOSTS]
+    with load(key) as seen:
+        for number in range(34):
+            good(change(watch=1, revision=f"v{number % 3 + 1}", build="other"))
+            now = [state(name)["record"]["since"] for name in HOSTS]
+            assert all(new > old for new, old in zip(now, begun, strict=True)), f"run {number} left a host as it was"
+            begun = now
+    assert seen["failed"] == [], seen
