@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""drift.yml on a whole stack: says nothing of an untouched host and writes nothing there; names every change."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+import yaml
+from conftest import CHURN, INVENTORY, PROJECT, SSH_CONFIG, playbook
+
+testinfra_hosts = ["ansible://drifter"]
+HOSTS = {"drifter": 0, "lookout": 0}
+MUTATIONS: dict[str, list[dict[str, str]]] = yaml.safe_load(Path(__file__).with_name("mutations.yml").read_text())
+# What services, logs and the kernel write by themselves; packages that the labs of this machine share; Ansible's own
+# temporary folder in the home of the account that logs in.
+BUSY = (*CHURN, "/proc", "/sys", "/dev", "/run", "/tmp", "/var/log", "/var/tmp", "/var/cache/openwebui")
+BUSY += ("/var/cache/apt/archives", "/home")
+
+
+@pytest.fixture(scope="module")
+def lookout() -> Any:
+    """The control host. Its root may log in to the lab's hosts."""
+    host = testinfra.get_host(
+        "ansible://lookout", ansible_inventory=str(INVENTORY), ssh_config=str(SSH_CONFIG), sudo=True
+    )
+    host.check_output("install -d -m 700 ~root/.ssh /var/lib/metrics")
+    for name, target in (("id", "id"), ("known_hosts", "known_hosts"), ("ssh_config", "config")):
+        text = (SSH_CONFIG.parent / name).read_text().replace(f"{SSH_CONFIG.parent}/", "~/.ssh/")
+        host.check_output(f"umask 077; printf %s {shlex.quote(text)} > ~root/.ssh/{target}")
+    return host
+
+
+def drift(folder: Path) -> tuple[int, dict[str, Any], str]:
+    """Exit code, report and output of a look."""
+    report = folder / "drift.json"
+    done = playbook("playbooks/drift.yml", "--extra-vars", f"drift_json={report}")
+    assert report.exists(), done.stdout + done.stderr
+    return done.returncode, json.loads(report.read_text()), done.stdout
+
+
+def nothing_differs(folder: Path) -> None:
+    code, report, said = drift(folder)
+    assert report["differences"] == [] and report["not_looked_at"] == [], said
+    assert (code, report["ok"], report["hosts"]) == (0, True, HOSTS), said
+
+
+def listing(host: Any) -> list[str]:
+    """Every file of the host with its owner, mode, size and times."""
+    prune = " -o ".join(f"-path {folder}" for folder in BUSY)
+    said: str = host.check_output(f"find / -xdev \\( {prune} \\) -prune -o -printf '%p %u %g %m %s %T@ %C@\\n'")
+    return said.splitlines()
+
+
+def settled(host: Any) -> None:
+    """Until everything that starts has started."""
+    for _ in range(300):
+        if host.run("! systemctl list-jobs --no-legend | grep -q . && curl -fs http://127.0.0.1:3000/ready").succeeded:
+            return
+        time.sleep(1)
+    pytest.fail(host.run("systemctl list-jobs; systemctl --failed").stdout)
+
+
+def named(mutation: dict[str, str], report: dict[str, Any]) -> bool:
+    return any(
+        re.fullmatch(mutation["what"], one["what"]) and re.search(mutation.get("how", ""), one["how"])
+        for one in report["differences"]
+    )
+
+
+def look_at(host: Any, mutations: list[dict[str, str]], folder: Path) -> None:
+    """Do them all, look, undo what site.yml does not put right."""
+    for one in mutations:
+        done = host.run(f"set -e\n{one['do']}")
+        assert done.rc == 0, f"{one['name']}: {done.stderr}"
+    try:
+        code, report, said = drift(folder)
+        missing = [one["name"] for one in mutations if not named(one, report)]
+        assert not missing, f"not named: {missing}\n{said}"
+        assert (code, report["ok"], report["not_looked_at"]) == (2, False, []), said
+        for secret in INVENTORY.glob("secrets/*"):
+            assert secret.is_dir() or secret.read_text().strip() not in said + json.dumps(report), secret.name
+    finally:
+        for one in mutations:
+            host.check_output(one.get("undo", "true"))
+
+
+def site_puts_it_right(host: Any, folder: Path) -> None:
+    done = playbook("site.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    settled(host)
+    nothing_differs(folder)
+
+
+def test_a_control_host_finds_nothing_on_untouched_hosts_and_writes_nothing(host, lookout):
+    before = listing(host)
+    done = lookout.run("systemctl start onprem-llm-drift")
+    assert done.rc == 0, lookout.check_output("journalctl -u onprem-llm-drift --no-pager -o cat")
+    report = json.loads(lookout.check_output("cat /var/lib/onprem-llm-drift/report.json"))
+    assert (report["ok"], report["hosts"], report["differences"]) == (True, HOSTS, [])
+    assert sorted({*before} ^ {*listing(host)}) == []
+    metrics = lookout.check_output("cat /var/lib/metrics/onprem_llm_drift.prom")
+    assert 'onprem_llm_drift_differences{host="drifter"} 0\n' in metrics
+    assert 'onprem_llm_drift_complete{host="drifter"} 1\n' in metrics
+
+
+def test_the_control_host_looks_every_night_in_a_sandbox(lookout):
+    assert lookout.service("onprem-llm-drift.timer").is_running
+    said = lookout.check_output("systemd-analyze security --no-pager onprem-llm-drift.service | tail -1")
+    assert float(re.findall(r"\d+[.]\d", said)[0]) <= 1.5, said
+
+
+def test_each_change_is_named(host, tmp_path):
+    assert sum(map(len, MUTATIONS.values())) >= 40
+    look_at(host, MUTATIONS["together"], tmp_path)
+
+
+@pytest.mark.long
+def test_site_puts_them_right(host, tmp_path):
+    site_puts_it_right(host, tmp_path)
+
+
+@pytest.mark.long
+def test_what_stopped_hides_nothing_else(host, tmp_path):
+    look_at(host, MUTATIONS["alone"], tmp_path)
+    site_puts_it_right(host, tmp_path)
+
+
+@pytest.mark.long
+def test_nothing_differs_after_logs_were_rotated(host, tmp_path):
+    host.check_output("apt-get -qq install -y logrotate >/dev/null; logrotate --force /etc/logrotate.conf")
+    nothing_differs(tmp_path)
+
+
+@pytest.mark.long
+def test_nothing_differs_after_a_reboot(host, tmp_path):
+    for verb in ("stop", "start"):
+        subprocess.run([PROJECT / "tools/testhost", verb, SSH_CONFIG.parent.name, "drifter"], check=True)
+    settled(host)
+    nothing_differs(tmp_path)
