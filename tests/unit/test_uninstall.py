@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What goes with a role: packages nobody else needs, files that were not there before, never what is the system's."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import conventions
+import pytest
+from conventions import PROJECT, ROLE_NAMES, load
+
+from ansible_collections.onprem.llm.plugins.module_utils.doctor import leftovers
+from ansible_collections.onprem.llm.plugins.module_utils.uninstall import before, files, packages
+from ansible_collections.onprem.llm.plugins.module_utils.uninstall.packages import Package
+
+# --- packages
+
+
+def host(text: str) -> dict[str, Package]:
+    """Lines of ``name: needs / likes``; a ``-`` in front is a package whose configuration alone is left."""
+    found = {}
+    for line in text.strip().splitlines():
+        name, _, rest = line.strip().partition(":")
+        needs, _, likes = rest.partition("/")
+        bare = name.lstrip("-")
+        provides = ("mta",) if bare.endswith("fix") else ()
+        found[bare] = Package(bare, name == bare, provides, packages.names(needs), packages.names(likes))
+    return found
+
+
+BASE = """
+libc:
+python: libc
+libold: libc
+"""
+OLD = ("libc", "python", "libold")
+
+
+def going(text: str, wanted: Iterable[str], automatic: str = "", staying: Iterable[str] = ()) -> list[str]:
+    return packages.going(host(BASE + text), automatic.split(), OLD, wanted, staying)
+
+
+def test_a_package_goes_with_what_came_along() -> None:
+    said = going(
+        "nginx: libc, nginx-common / libgd\nnginx-common: python\nlibgd: libc", ["nginx"], "nginx-common libgd"
+    )
+    assert said == ["libgd", "nginx", "nginx-common"]
+
+
+def test_what_was_here_before_stays() -> None:
+    assert going("", ["python", "libold"]) == []
+    assert going("nginx: libold", ["nginx"], "libold") == ["nginx"]
+
+
+def test_what_somebody_asked_for_by_name_stays() -> None:
+    assert going("nginx: nginx-common\nnginx-common:", ["nginx"], "") == ["nginx"]
+
+
+def test_what_another_package_needs_or_recommends_stays() -> None:
+    text = "nginx: nginx-common\nnginx-common:\ntheirs: nginx\n"
+    assert going(text, ["nginx"], "nginx-common") == []
+    assert going(text.replace("theirs: nginx", "theirs: / nginx"), ["nginx"], "nginx-common") == []
+
+
+def test_what_was_here_before_managed_without_a_recommendation() -> None:
+    """Also where it could choose: what it had is enough."""
+    extra = Package("python", True, (), packages.names("libc, libold | libnew"), packages.names("nginx"))
+    there = {**host(BASE + "nginx: libnew\nlibnew:"), "python": extra}
+    assert packages.going(there, ["libnew"], OLD, ["nginx"], []) == ["libnew", "nginx"]
+
+
+def test_what_an_upgrade_of_what_was_here_needs_now_stays() -> None:
+    newer = Package("python", True, (), packages.names("libc, libnew (>= 2)"))
+    there = {**host(BASE + "nginx: libnew\nlibnew:"), "python": newer}
+    assert packages.going(there, ["libnew"], OLD, ["nginx"], []) == ["nginx"]
+
+
+def test_what_another_role_needs_stays() -> None:
+    text = "nginx: nginx-common\nnginx-common:\nnjs: nginx"
+    assert going(text, ["nginx", "njs"], "nginx-common", staying=["nginx"]) == ["njs"]
+
+
+def test_a_virtual_package_counts_as_its_provider() -> None:
+    assert going("postfix:\ntheirs: mta", ["postfix"]) == []
+    assert going("postfix:\ntheirs: mta | libc", ["postfix"]) == ["postfix"]
+
+
+def test_configuration_that_is_left_goes_too_and_kernels_never() -> None:
+    text = "-slapd:\nlinux-image-6: libc\ndriver: linux-image-6"
+    assert going(text, ["slapd", "driver", "linux-image-*"], "linux-image-6") == ["driver", "slapd"]
+
+
+def test_circles_and_patterns() -> None:
+    assert going("a: b\nb: a\nab:", ["a"], "b") == ["a", "b"]
+    assert going("postgresql-17:\npostgresql-client-17:", ["postgresql-[1-9]*"]) == ["postgresql-17"]
+
+
+def test_dpkgs_own_words() -> None:
+    text = (
+        "nginx:amd64\tinstalled\thttpd, httpd-cgi (= 1)\t, libc6 (>= 2.34), iproute2:any | net-tools\t, \n"
+        "libc6:i386\tinstalled\t\t, \t, \nman:all\tconfig-files\t\t, \t, \ngone:amd64\tnot-installed\t\t, \t, \n"
+    )
+    found = packages.parse(text, "amd64")
+    assert found["nginx"] == Package("nginx", True, ("httpd", "httpd-cgi"), (("libc6",), ("iproute2", "net-tools")))
+    assert found["libc6:i386"].bare == "libc6"
+    assert not found["man"].installed
+    assert "gone" not in found
+
+
+def test_apt_removes_nothing_else() -> None:
+    said = "Purg nginx [1.26]\nRemv theirs [1] [other]\nInst x"
+    assert packages.blocked(["nginx"], said) == ["theirs"]
+
+
+@pytest.mark.skipif(not Path("/usr/bin/dpkg-query").exists(), reason="no dpkg here")
+def test_a_real_host_is_complete() -> None:
+    """Everything installed here needs only what is installed here, and nothing goes from what was here before."""
+    said = subprocess.run(
+        ["dpkg-query", "--show", f"--showformat={packages.SHOW}"], check=True, capture_output=True, text=True
+    )
+    native = subprocess.run(["dpkg", "--print-architecture"], check=True, capture_output=True, text=True)
+    there = packages.parse(said.stdout, native.stdout.strip())
+    assert len(there) > 50
+    able = packages.providers(there.values())
+    lacking = [
+        one.name for one in there.values() if one.installed for choice in one.needs if not able.keys() & set(choice)
+    ]
+    assert not lacking
+    assert packages.going(there, list(there), list(there), list(there), []) == []
+
+
+# --- files
+
+
+@pytest.mark.parametrize("path", ["/etc/systemd/system", "/etc", "/", "/var/lib", "/srv/", "/opt/../usr/lib", "there"])
+def test_the_systems_own_folders_never_go(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(files.FilesError, match="belongs to the system"):
+        files.existing([path])
+
+
+def test_what_is_there(tmp_path: Path) -> None:
+    for name in ("a@x.service.d", "a@y.service.d", "tree/inner"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    wanted = ["a@*.service.d", "tree", "tree/inner", "dangling", "absent"]
+    found = files.existing(f"{tmp_path}/{one}" for one in wanted)
+    assert found == [f"{tmp_path}/{one}" for one in ("a@x.service.d", "a@y.service.d", "dangling", "tree")]
+
+
+def test_a_folder_goes_whole_and_what_a_link_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/file").write_text("x")
+    (tmp_path / "tree/a/b").mkdir(parents=True)
+    (tmp_path / "tree/a/link").symlink_to(tmp_path / "theirs")
+    (tmp_path / "tree/a/b/read-only").write_text("x")
+    assert files.remove(f"{tmp_path}/tree", act=False) == (True, [])
+    assert (tmp_path / "tree/a/b/read-only").exists()
+    assert files.remove(f"{tmp_path}/tree") == (True, [])
+    assert os.listdir(tmp_path) == ["theirs"]
+    assert (tmp_path / "theirs/file").exists()
+
+
+def test_what_was_there_comes_back(tmp_path: Path) -> None:
+    copies, etc = tmp_path / "copies", tmp_path / "etc"
+    (etc / "enabled").mkdir(parents=True)
+    (etc / "conf").write_text("old")
+    (etc / "conf").chmod(0o640)
+    (etc / "enabled/default").symlink_to("../conf")
+    files.keep([f"{etc}/conf", f"{etc}/en*/default", f"{etc}/absent"], copies)
+    kept = files.copied([f"{etc}/conf", f"{etc}/en*/default", f"{etc}/absent"], copies)
+    assert set(kept) == {f"{etc}/conf", f"{etc}/enabled/default"}
+    assert all(files.same(copy, path) for path, copy in kept.items())
+    (etc / "conf").write_text("ours")
+    (etc / "enabled/default").unlink()
+    assert not any(files.same(copy, path) for path, copy in kept.items())
+    for path, copy in kept.items():
+        files.put_back(copy, path)
+    assert (etc / "conf").read_text() == "old"
+    assert (etc / "conf").stat().st_mode & 0o777 == 0o640
+    assert os.readlink(etc / "enabled/default") == "../conf"
+
+
+@pytest.fixture
+def mounted(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Paths on which something is mounted."""
+    found: set[str] = set()
+    monkeypatch.setattr(os.path, "ismount", lambda path: os.fspath(path) in found)
+    return found
+
+
+def test_what_is_mounted_inside_stays_and_is_no_change_the_next_time(tmp_path: Path, mounted: set[str]) -> None:
+    (tmp_path / "cache/uv/theirs").mkdir(parents=True)
+    (tmp_path / "cache/ours").write_text("")
+    mounted.add(f"{tmp_path}/cache/uv")
+    assert files.remove(f"{tmp_path}/cache") == (True, [f"{tmp_path}/cache/uv"])
+    assert files.remove(f"{tmp_path}/cache") == (False, [f"{tmp_path}/cache/uv"])
+    assert (tmp_path / "cache/uv/theirs").exists()
+
+
+def test_only_named_folders_go_when_nothing_is_left_in_them(tmp_path: Path, mounted: set[str]) -> None:
+    for name in ("a/b", "full/empty", "theirs/empty", "disk", "target"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "full/file").write_text("")
+    (tmp_path / "link").symlink_to("target")
+    mounted.add(f"{tmp_path}/disk")
+    named = ("a/b", "a", "full", "absent", "theirs", "disk", "link", "a/")
+    assert files.empty(f"{tmp_path}/{one}" for one in named) == [f"{tmp_path}/a/b", f"{tmp_path}/a"]
+
+
+# --- the record
+
+
+def test_the_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert before.read(tmp_path) is None
+    one = before.Before(
+        ["a"], ["a"], {"nginx.service": "enabled", "getty@.service": "static"}, ["nginx.service"], ["root"], ["adm"]
+    )
+    (tmp_path / before.RECORD).write_text(before.render(one))
+    again = before.read(tmp_path)
+    assert again == one
+    assert one.had_unit("nginx.service")
+    assert one.had_unit("getty@tty1.service")
+    assert not one.had_unit("nginx@x.service")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1, "colour": 2}', '{"format": 2}'])
+def test_a_damaged_record_says_the_way_out(text: str, tmp_path: Path) -> None:
+    (tmp_path / before.RECORD).write_text(text)
+    with pytest.raises(before.BeforeError, match=str(tmp_path)):
+        before.read(tmp_path)
+
+
+# --- roles
+
+#: Roles that leave nothing on a host.
+NOTHING = {"artifact", "bundle", "doctor", "plan", "rollout"}
+
+
+def order() -> list[str]:
+    return list(load(PROJECT / "playbooks/uninstall.yml")[0]["vars"]["uninstall_order"])
+
+
+def uninstall_of(role: str) -> str:
+    return conventions.text(PROJECT / f"roles/{role}/tasks/uninstall.yml")
+
+
+def test_every_role_can_be_uninstalled() -> None:
+    able = {name for name in ROLE_NAMES if (PROJECT / f"roles/{name}/tasks/uninstall.yml").exists()}
+    lacking = set(ROLE_NAMES) - able - NOTHING
+    assert not lacking, f"no tasks/uninstall.yml in {sorted(lacking)}"
+    assert set(order()) == able, "playbooks/uninstall.yml: uninstall_order is another list than the roles that can"
+
+
+def test_every_unit_of_a_role_is_stopped_by_it() -> None:
+    missing = []
+    for name in order():
+        text = uninstall_of(name)
+        for unit in PROJECT.glob(f"roles/{name}/*/*.service*"):
+            stem = unit.name.removesuffix(".j2").partition(".")[0].partition("@")[0]
+            if stem not in text and "_unit" not in text:
+                missing.append(f"{name}: {stem}")
+    assert not missing, conventions.listed(missing)
+
+
+def test_every_role_that_opens_a_port_closes_it() -> None:
+    missing = []
+    for name in order():
+        opens = [task for task in conventions.role(name).tasks if "'open'" in repr(task) and "firewall" in repr(task)]
+        if opens and "tasks_from: close" not in uninstall_of(name):
+            missing.append(name)
+    assert not missing, f"no port is closed by tasks/uninstall.yml of {missing}"
+
+
+def test_what_has_data_is_known_until_the_data_are_gone() -> None:
+    has = {name for name in order() if re.search(r"(?m)^    data:", uninstall_of(name))}
+    assert set(load(PROJECT / "playbooks/uninstall.yml")[0]["vars"]["uninstall_with_data"]) == has
+
+
+# --- databases of others
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the question with programs of PostgreSQL that answer for these clusters; what systemctl did is in stderr."""
+    programs = {
+        "pg_lsclusters": f"cat {tmp_path}/clusters",
+        "runuser": 'test ! -e "$BROKEN" && printf "postgres\nopenwebui\ntheirs\n"',
+        "systemctl": 'echo "$@" >&2',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/PG_VERSION").write_text("17\n")
+
+    def ask(
+        clusters: str, record: str | None = "{}", check: str = "ask", broken: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "clusters").write_text(clusters.replace("DATA", f"{tmp_path}/data"))
+        if record is not None:
+            (tmp_path / "before.json").write_text(record)
+        return subprocess.run(
+            ["/bin/sh", PROJECT / "roles/postgresql/files/databases", "17", f"{tmp_path}/before.json", check],
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "BROKEN": str(tmp_path) if broken else ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return ask
+
+
+Ask = Callable[..., subprocess.CompletedProcess[str]]
+OURS = "17 main 5432 online postgres DATA /log\n"
+DATABASES = "postgres\nopenwebui\ntheirs\n"
+
+
+def test_a_server_is_asked_for_its_databases(asked: Ask) -> None:
+    said = asked(OURS)
+    assert (said.returncode, said.stdout, said.stderr) == (0, DATABASES, "")
+
+
+def test_a_stopped_server_is_started_to_be_asked_and_stopped_again(asked: Ask) -> None:
+    said = asked(OURS.replace("online", "down"))
+    assert (said.returncode, said.stdout) == (0, DATABASES)
+    assert said.stderr.splitlines() == ["start postgresql@17-main", "stop postgresql@17-main"]
+    assert asked(OURS.replace("online", "down"), check="check").stderr == ""
+
+
+def test_a_server_that_does_not_answer_is_no_server_without_databases(asked: Ask) -> None:
+    said = asked(OURS.replace("online", "down"), broken=True)
+    assert said.returncode != 0
+    assert said.stderr.splitlines()[-1] == "stop postgresql@17-main"
+
+
+def test_a_list_that_cannot_be_read_is_no_empty_one(asked: Ask, tmp_path: Path) -> None:
+    (tmp_path / "pg_lsclusters").write_text("#!/bin/sh\nexit 1\n")
+    assert asked(OURS).returncode != 0
+
+
+def test_other_clusters_are_named_unless_they_were_here_before(asked: Ask) -> None:
+    others = OURS.replace("main", "shop") + OURS.replace("17", "15") + OURS.replace("DATA", "/nowhere")
+    assert asked(others).stdout == "the cluster 17/shop\nthe cluster 15/main\n"
+    assert asked(others, record='{"packages": [\n  "postgresql-15"\n]}').stdout == "the cluster 17/shop\n"
+
+
+def test_without_a_record_nothing_goes_and_nobody_is_asked(asked: Ask) -> None:
+    assert asked(OURS, record=None).stdout == ""
+
+
+# --- a host that left its group
+
+
+def test_what_is_left_of_a_role_is_worth_a_look(tmp_path: Path) -> None:
+    (tmp_path / "postgresql@17-main.service.d").mkdir()
+    marks = {"postgresql": f"{tmp_path}/postgresql@*-main.service.d", "nginx": f"{tmp_path}/nginx"}
+    (said,) = leftovers.judge("gpu3", marks)
+    assert (said.check, said.host, said.state) == ("host.postgresql", "gpu3", "warning")
+    assert said.remedy.endswith("playbooks/uninstall.yml -e uninstall=postgresql --limit gpu3")
+
+
+def test_the_doctor_knows_the_mark_of_every_role_that_goes_alone() -> None:
+    marks = load(PROJECT / "group_vars/all/wiring.yml")["__wiring_marks"]
+    assert set(marks) == set(order()[:-4])
