@@ -14,6 +14,7 @@ BUILTIN_GROUPS = ("all", "ungrouped")
 # The tasks of a host in one of these groups need a host in the other.
 NEEDS = {
     "llamacpp": ("inference", "engine groups choose among the hosts of inference"),
+    "ollama": ("inference", "engine groups choose among the hosts of inference"),
     "ktransformers": ("inference", "engine groups choose among the hosts of inference"),
     "openwebui": ("nginx", "a web application is reached through the nginx of its own host"),
 }
@@ -63,10 +64,15 @@ def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str], want
                 f"inventory: the group {group} has {len(members)} members ({', '.join(members)}). "
                 f"{what} serves a site; leave one."
             )
-    if groups.get("nginx") and not groups.get("openwebui"):
+    if groups.get("rollout"):
         problems.append(
-            f"inventory: nginx has members ({', '.join(groups['nginx'])}) but openwebui has none: there is nothing to "
-            "lead to. Put the same host into openwebui."
+            f"inventory: the group rollout has members ({', '.join(groups['rollout'])}). A run fills it, with the "
+            "hosts that owe a switch; leave it empty."
+        )
+    if groups.get("nginx") and not groups.get("openwebui") and not groups.get("inference"):
+        problems.append(
+            f"inventory: nginx has members ({', '.join(groups['nginx'])}) but openwebui and inference have none: there "
+            "is nothing to lead to. Put the same host into openwebui, or hosts that serve models into inference."
         )
     if groups.get("openwebui") and not groups.get("postgresql"):
         problems.append("inventory: openwebui has members but postgresql has none. Put a host into postgresql.")

@@ -53,6 +53,19 @@ options:
     description: Folder of the variables all sites share.
     type: path
     required: true
+  variables:
+    description: Names of all variables the hosts have.
+    type: list
+    elements: str
+    default: []
+  inventory:
+    description: The inventory's folder or file, to say where a variable is set.
+    type: path
+    default: ''
+  project:
+    description: This project's folder. Empty, and names of variables are not looked at.
+    type: path
+    default: ''
 """
 
 EXAMPLES = r"""
@@ -68,6 +81,9 @@ EXAMPLES = r"""
     model_sources: {modelscope: {type: modelscope, url: https://modelscope.cn}}
     site_vars: inventories/prod/group_vars/all
     shared_vars: group_vars/all
+    variables: "{{ hostvars[inventory_hostname] | list }}"
+    inventory: inventories/prod
+    project: .
 """
 
 RETURN = r"""
@@ -82,9 +98,10 @@ import os
 import re
 from pathlib import Path
 
+import yaml
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.onprem.llm.plugins.module_utils import site
+from ansible_collections.onprem.llm.plugins.module_utils import settings, site
 from ansible_collections.onprem.llm.plugins.module_utils.placement import models, pins
 
 
@@ -93,8 +110,37 @@ def names_in(folder: str) -> dict[str, str]:
     return {
         match[1]: str(path)
         for path in sorted(Path(folder).glob("*.y*ml"))
+        if path.is_file()
         for match in re.finditer(r"^([A-Za-z_]\w*)\s*:", path.read_text(), re.MULTILINE)
     }
+
+
+def set_in(name: str, inventory: Path) -> str:
+    """Where an inventory sets a variable: the first file with a line that does."""
+    line = re.compile(rf"(?m)(^[\s-]*|[{{,]\s*)[\"']?{re.escape(name)}[\"']?\s*[:=]")
+    for path in [inventory] if inventory.is_file() else sorted(inventory.rglob("*")):
+        # Ansible reads INI files and files of variables without a suffix too.
+        if path.suffix not in ("", ".yml", ".yaml", ".ini", ".json") or not path.is_file():
+            continue
+        if "secrets" not in path.parts[len(inventory.parts) :] and line.search(path.read_text(errors="replace")):
+            return str(path)
+    return "-e or another place"
+
+
+def misnamed(variables: list[str], inventory: Path, project: Path) -> tuple[list[str], list[str]]:
+    """Variables that are called otherwise, as problems; those that begin like a role's, as doubts."""
+    roles = [path.name for path in (project / "roles").iterdir()]
+    defaults = [path.read_text() for path in project.glob("roles/*/defaults/main.yml")]
+    options = set().union(*(re.findall(r"(?m)^(\w+):", text) for text in defaults))
+    others = ("roles/*/meta/argument_specs.yml", "playbooks/*.yml", "group_vars/all/*.yml")
+    known = settings.words([*defaults, *(path.read_text() for one in others for path in project.glob(one))])
+    renamed = yaml.safe_load((project / "meta/renamed.yml").read_text()) or {}
+    wrong, doubtful = settings.check(variables, renamed, options, known, roles)
+
+    def told(found: dict[str, str]) -> list[str]:
+        return [f"{set_in(name, inventory)}: {name} {text}" for name, text in found.items()]
+
+    return told(wrong), told(doubtful)
 
 
 def main() -> None:
@@ -109,6 +155,9 @@ def main() -> None:
             "model_sources": {"type": "dict", "required": True},
             "site_vars": {"type": "path", "required": True},
             "shared_vars": {"type": "path", "required": True},
+            "variables": {"type": "list", "elements": "str", "default": []},
+            "inventory": {"type": "path", "default": ""},
+            "project": {"type": "path", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -116,7 +165,13 @@ def main() -> None:
     paths = [given["site"].get(key) for key in ("tls_certificate_file", "tls_key_file", "tls_ca_file", "ldap_ca_file")]
     exists = {path: os.path.isfile(path) for path in paths if path}
     resolved, problems = models.resolve(given["models"], given["catalogue"], given["groups"])
+    wrong, doubtful = list[str](), list[str]()
+    if given["project"]:
+        wrong, doubtful = misnamed(given["variables"], Path(given["inventory"]), Path(given["project"]))
+    for doubt in doubtful:
+        module.warn(doubt)
     problems = [
+        *wrong,
         *site.check_shadowed(names_in(given["site_vars"]), names_in(given["shared_vars"])),
         *site.check_groups(given["groups"], given["known_groups"], len(given["models"])),
         *site.check_tls(given["site"], given["groups"], exists),

@@ -73,6 +73,13 @@ ALL_DO = ", ".join(sorted(KNOWN))
                 "inventory: the group postgresql has 2 members (data1, web1). One database serves a site; leave one.",
             ],
         ),
+        (
+            {"rollout": ["gpu1"]},
+            [
+                "inventory: the group rollout has members (gpu1). A run fills it, with the hosts that owe a switch; "
+                "leave it empty."
+            ],
+        ),
         ({"postgresql": []}, ["inventory: openwebui has members but postgresql has none. Put a host into postgresql."]),
         (
             {"nginx": ["web1", "data1"]},
