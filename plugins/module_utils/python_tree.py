@@ -8,7 +8,7 @@ configuration, so what the host's administrator told pip (a mirror, a certificat
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 MARKER = ".complete"
@@ -53,9 +53,11 @@ def pip_settings(config_list: str) -> dict[str, str]:
 def uv_environment(pip: Mapping[str, str], index: str, wheels: str, cache: str) -> dict[str, str]:
     """Environment for uv: ``index`` and ``wheels`` where given, else what pip was told on this host.
 
-    UV_NO_INDEX is ours: uv has it as an option only.
+    UV_NO_INDEX is ours: uv has it as an option only. Copies: a hard link to the cache changes a file of every tree
+    whenever another one is linked.
     """
     env = {"UV_NO_CONFIG": "1", "UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": cache, "UV_NO_PROGRESS": "1"}
+    env["UV_LINK_MODE"] = "copy"
     if pip.get("cert"):
         env["SSL_CERT_FILE"] = pip["cert"]
     if pip.get("proxy"):
@@ -102,7 +104,7 @@ class Tree:
     finished: float
 
 
-def superfluous(trees: Iterable[Tree], current: str, keep: int) -> list[str]:
-    """Names of trees beyond the newest ``keep``; the current one counts among them and is never named."""
+def superfluous(trees: Iterable[Tree], current: str, keep: int, needed: Collection[str] = ()) -> list[str]:
+    """Names of trees beyond the newest ``keep``, where the current one counts among them. What is needed never goes."""
     others = sorted((tree for tree in trees if tree.name != current), key=lambda tree: tree.finished, reverse=True)
-    return sorted(tree.name for tree in others[max(keep - 1, 0) :])
+    return sorted(tree.name for tree in others[max(keep - 1, 0) :] if tree.name not in needed)

@@ -56,7 +56,7 @@ paths:
 
 import shlex
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils import basic
 
 from ansible_collections.onprem.llm.plugins.module_utils import config_files
 
@@ -71,13 +71,19 @@ FILE = {
 }
 
 
+class AnsibleModule(basic.AnsibleModule):
+    """One that writes no content to the host's journal. C(no_log) of the constructor gives way to the task's."""
+
+    def _log_invocation(self) -> None:
+        self.log(f"Invoked with {', '.join(file['path'] for file in self.params['files'])}")
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={"files": {"type": "list", "elements": "dict", "required": True, "options": FILE}},
         supports_check_mode=True,
-        # Contents do not go to the journal of the host; those of secret files are masked in what comes back, too.
-        no_log=True,
     )
+    # Those of secret files are masked in what comes back, too.
     for file in module.params["files"]:
         if file["secret"]:
             module.no_log_values.update({file["content"], file["content"].strip()})

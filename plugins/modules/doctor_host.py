@@ -85,6 +85,14 @@ options:
     description: File in which the verification of published models says what it found; empty where none is held.
     type: path
     default: ''
+  drift:
+    description: File with the report of the last look for drift; empty on a host that does not look.
+    type: path
+    default: ''
+  leftovers:
+    description: Of roles that this host shall not have, the file that only the role writes; a pattern.
+    type: dict
+    default: {}
   facts:
     description: File of the local facts, which say what the host is owed.
     type: path
@@ -121,7 +129,15 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.onprem.llm.plugins.module_utils.doctor import debts, models, sockets, tls, units
+from ansible_collections.onprem.llm.plugins.module_utils.doctor import (
+    debts,
+    drift,
+    leftovers,
+    models,
+    sockets,
+    tls,
+    units,
+)
 from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import DoctorError
 from ansible_collections.onprem.llm.plugins.module_utils.model_store import damage
 
@@ -170,6 +186,8 @@ def main() -> None:
             },
             "days": {"type": "int", "default": 30},
             "damage": {"type": "path", "default": ""},
+            "drift": {"type": "path", "default": ""},
+            "leftovers": {"type": "dict", "default": {}},
             "facts": {"type": "path", "required": True},
         },
         supports_check_mode=True,
@@ -194,7 +212,13 @@ def main() -> None:
         ]
         if given["damage"]:
             findings.append(models.judge(host, damage.read(Path(given["damage"])), time.time()))
+        if given["drift"]:
+            report = Path(given["drift"])
+            findings.append(
+                drift.judge(host, given["drift"], report.read_text() if report.exists() else None, time.time())
+            )
         facts = Path(given["facts"])
+        findings += leftovers.judge(host, given["leftovers"])
         findings += debts.judge(host, given["facts"], facts.read_text() if facts.exists() else None)
     except DoctorError as error:
         module.fail_json(msg=str(error))

@@ -14,7 +14,8 @@ description:
     hash, only ready-made wheels are taken, nothing beyond the lock is installed. A marker is written last; a folder
     without it, left by a run that was killed, is built anew.
   - With I(state=pruned), removes finished versions beyond the newest I(keep), and unfinished ones. What the symlink
-    I(root)/current points to stays. A lock file I(root)/NAME.txt goes with its version.
+    I(root)/current points to stays, and what may be gone back to (I(records)). A lock file I(root)/NAME.txt goes with
+    its version.
   - Packages come from where the host's pip takes them, unless I(index) or I(wheels) says otherwise.
 attributes:
   check_mode: {support: full, description: Says whether it would build or remove something.}
@@ -32,6 +33,8 @@ options:
   cache: {description: Folder where uv keeps what it fetched., type: path, default: /var/cache/onprem-llm/uv}
   compile: {description: Compile every module now\, rather than when it is first imported., type: bool, default: false}
   keep: {description: How many versions to keep., type: int, default: 2}
+  needed: {description: Versions that are never removed., type: list, elements: str, default: []}
+  records: {description: Folder of the records of M(onprem.llm.rollout_switch)\; it need not be there., type: path}
 """
 
 EXAMPLES = r"""
@@ -61,6 +64,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.onprem.llm.plugins.module_utils import python_tree, transfer
 from ansible_collections.onprem.llm.plugins.module_utils.python_tree import MARKER, PythonTreeError
+from ansible_collections.onprem.llm.plugins.module_utils.rollout import kept
+from ansible_collections.onprem.llm.plugins.module_utils.rollout.record import RecordError
 
 
 def run(module: AnsibleModule, what: str, argv: list[str], env: dict[str, str]) -> str:
@@ -124,7 +129,9 @@ def prune(module: AnsibleModule, root: Path) -> list[str]:
     current = pointer.readlink().name if pointer.is_symlink() else ""
     markers = [marker for marker in root.glob(f"[!.]*/{MARKER}") if not marker.parent.is_symlink()]
     trees = [python_tree.Tree(marker.parent.name, marker.stat().st_mtime) for marker in markers]
-    names = python_tree.superfluous(trees, current, module.params["keep"]) if current else []
+    p = module.params
+    needed = {*p["needed"], *(kept.names(Path(p["records"]), root) if p["records"] else ())}
+    names = python_tree.superfluous(trees, current, p["keep"], needed) if current else []
     finished = {tree.name for tree in trees}
     unfinished = (folder for folder in root.glob("[!.]*") if folder.is_dir() and not folder.is_symlink())
     names += [folder.name for folder in unfinished if current and folder.name not in finished]
@@ -150,6 +157,8 @@ def main() -> None:
             "cache": {"type": "path", "default": "/var/cache/onprem-llm/uv"},
             "compile": {"type": "bool", "default": False},
             "keep": {"type": "int", "default": 2},
+            "needed": {"type": "list", "elements": "str", "default": []},
+            "records": {"type": "path"},
         },
         required_if=[("state", "present", ("name", "lock", "uv_lock"))],
         supports_check_mode=True,
@@ -168,7 +177,7 @@ def main() -> None:
             # What a killed run left behind on this host goes on building: it is waited for.
             with transfer.alone(root, tree):
                 result = {} if (tree / MARKER).exists() else build(module, tree)
-    except (PythonTreeError, transfer.BusyError, OSError) as error:
+    except (PythonTreeError, RecordError, transfer.BusyError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=True, removed=[], **result)
 

@@ -69,12 +69,13 @@ def test_verdict(states: list[str], ok: bool) -> None:
     ("result", "check", "state"),
     [
         ({"unreachable": True, "msg": "No route to host"}, "host.reachable", "failed"),
+        ({"lost": True}, "host.reachable", "not_asked"),
         ({"msg": "MODULE FAILURE"}, "doctor.host", "failed"),
         ({}, "doctor.host", "failed"),
         ({"findings": [{"check": "a", "host": "h", "state": "ok", "detail": "d", "remedy": ""}]}, "a", "ok"),
     ],
 )
-def test_a_task_that_brought_nothing_is_a_failed_finding(result: dict[str, Any], check: str, state: str) -> None:
+def test_a_task_that_brought_nothing_is_never_silence(result: dict[str, Any], check: str, state: str) -> None:
     assert [(one.check, one.state) for one in finding.from_task("h", "host", result)] == [(check, state)]
 
 

@@ -47,7 +47,7 @@ def trusted(value: Any) -> Any:
     ("clients", "address"),
     [([], "127.0.0.1"), (["gpu1"], "127.0.0.1"), (["web1"], "192.0.2.11"), (["gpu1", "web1"], "192.0.2.11")],
 )
-@pytest.mark.parametrize("engine", ["llamacpp", "ktransformers"])
+@pytest.mark.parametrize("engine", ["llamacpp", "ollama", "ktransformers"])
 def test_an_engine_listens_no_further_than_its_clients(engine: str, clients: list[str], address: str) -> None:
     """T1"""
     assert rendered(engine, f"{{{{ __{engine}_address }}}}", **{f"{engine}_clients": clients}) == address
@@ -81,7 +81,8 @@ def locations(config: str) -> list[tuple[str, str]]:
 
 def test_every_way_to_a_model_wants_the_key() -> None:
     """T1: at the door, each place that answers for a model first looks at the key, on every server."""
-    engine = {"model": "tiny", "servers": [{"address": "127.0.0.1", "port": 9101}]}
+    servers = [{"address": address, "port": 9101, "slots": 2} for address in ("192.0.2.1", "2001:db8::1")]
+    engine = {"model": "tiny", "kind": "chat", "servers": servers}
     config = rendered(
         "nginx",
         "nginx.conf.j2",
@@ -93,7 +94,7 @@ def test_every_way_to_a_model_wants_the_key() -> None:
         nginx_public_name="x",
     )
     places = [(place, body) for place, body in locations(config) if "engine" in place]
-    assert len(places) == 2 * 4, places
+    assert len(places) == 2 * 6, places
     for place, body in places:
         guarded = "if ($engine_key_ok = 0) { return 401" in body
         closed = "internal;" in body or re.fullmatch(r"\s*return 404;\s*", body)

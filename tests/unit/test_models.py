@@ -170,25 +170,25 @@ def test_each_file_is_read_once_by_the_first_host_that_may_serve_it() -> None:
 def test_endpoints_are_in_the_order_of_models() -> None:
     addresses = {"gpu1": "192.0.2.1", "gpu2": "192.0.2.2"}
     placed = [
-        {"model": "vectors", "host": "gpu2", "port": 9102},
-        {"model": "chat", "host": "gpu1", "port": 9101},
-        {"model": "chat", "host": "gpu2", "port": 9101},
+        {"model": "vectors", "host": "gpu2", "port": 9102, "slots": 4},
+        {"model": "chat", "host": "gpu1", "port": 9101, "slots": 4},
+        {"model": "chat", "host": "gpu2", "port": 9101, "slots": 4},
     ]
-    assert site_models.endpoints(placed, [CHAT, VECTORS], addresses) == [
+    assert site_models.endpoints(placed, [CHAT, VECTORS], addresses, {}) == [
         {
             "model": "chat",
             "kind": "chat",
             "dimensions": None,
             "servers": [
-                {"host": "gpu1", "address": "192.0.2.1", "port": 9101},
-                {"host": "gpu2", "address": "192.0.2.2", "port": 9101},
+                {"host": "gpu1", "address": "192.0.2.1", "port": 9101, "slots": 4},
+                {"host": "gpu2", "address": "192.0.2.2", "port": 9101, "slots": 4},
             ],
         },
         {
             "model": "vectors",
             "kind": "embedding",
             "dimensions": 128,
-            "servers": [{"host": "gpu2", "address": "192.0.2.2", "port": 9102}],
+            "servers": [{"host": "gpu2", "address": "192.0.2.2", "port": 9102, "slots": 4}],
         },
     ]
 
@@ -230,6 +230,13 @@ def test_companions_are_models_of_their_own() -> None:
         "entry": "",
     }
     assert held[2] == {**chosen, "name": "chat--Tok", "entry": ""}
+
+
+def test_each_of_them_has_a_pointer_to_its_folder() -> None:
+    assert site_models.model_targets([placed("chat", companions=[{"repo": "deep/R1", "revision": "main"}])], "/m") == {
+        "chat": f"/m/{FILES['repo']}/{FILES['revision']}",
+        "chat--R1": "/m/deep/R1/main",
+    }
 
 
 def test_other_files_under_the_same_name_get_a_longer_one() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.onprem.llm.plugins.module_utils import openwebui_env
+from ansible_collections.onprem.llm.plugins.module_utils import openwebui_env, openwebui_switch
 
 PROJECT = Path(__file__).parents[2]
 ENDPOINT = {"url": "http://127.0.0.1:8480/engine/v1", "key": "canary-engine", "models": ["tiny-chat"]}
@@ -41,6 +41,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a version that is not in the lock": (
         {"openwebui_version": "0.12.5"},
         r"openwebui_version is 0\.12\.5, but requirements/openwebui/py3\.11\.txt holds another.*make lock",
+    ),
+    "an older version than the one that serves": (
+        {"__openwebui_root": "NEWER"},
+        r"openwebui_version is 0\.12\.4, but localhost serves 9\.0\.1, and an older version cannot read.*"
+        r"Set openwebui_version to 9\.0\.1 or newer",
+    ),
+    "an older version, where there is a way back": (
+        {"__openwebui_root": "NEWER", "__openwebui_kept": "KEPT"},
+        r"To go back to 0\.11\.4 with the data as they were then, run `ansible-playbook playbooks/rollback\.yml .*"
+        r"-e rollback=openwebui --limit localhost`",
+    ),
+    "an upgrade without a place for the dump": (
+        {"__openwebui_root": "OLDER", "openwebui_database_server": "elsewhere"},
+        r"localhost serves 0\.11\.4, but openwebui_database_server is 'elsewhere'.*no way back.*group postgresql",
     ),
     "a Python outside the range": (
         {"__openwebui_python": "3.13"},
@@ -106,10 +120,25 @@ RENDERED: dict[str, dict[str, Any]] = {
 }
 
 
+def placed(folder: Path, change: dict[str, Any]) -> dict[str, Any]:
+    """With folders of this test where only their names stand."""
+    return {key: str(folder / value) if value in ("NEWER", "OLDER", "KEPT") else value for key, value in change.items()}
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The message of each refusal, '' where nothing was refused, and the rendered environments."""
     folder = tmp_path_factory.mktemp("openwebui")
+    for name, pointer in (("NEWER", "9.0.1-py3.11-aaaaaaaa"), ("OLDER", "0.11.4-py3.11-bbbbbbbb")):
+        (folder / name / pointer).mkdir(parents=True)
+        (folder / name / "current").symlink_to(pointer)
+    (folder / "NEWER/0.11.4-py3.11-bbbbbbbb").mkdir()
+    (folder / "NEWER/0.11.4-py3.11-bbbbbbbb/.complete").touch()
+    record = openwebui_switch.begun(
+        openwebui_switch.first("0.11.4-py3.11-bbbbbbbb"), "9.0.1-py3.11-aaaaaaaa", "d", "", True
+    )
+    (folder / "KEPT").mkdir()
+    (folder / "KEPT/record.json").write_text(openwebui_switch.render(openwebui_switch.passed(record)))
     tasks: list[dict[str, Any]] = []
     for number, (_, (change, _)) in enumerate([("good", ({}, "")), *REFUSED.items()]):
         include = {"name": "onprem.llm.openwebui", "tasks_from": "preflight"}
@@ -117,7 +146,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         tasks.append(
             {
                 "name": f"Case {number}",
-                "block": [{"ansible.builtin.include_role": include, "vars": {**GOOD, **change}}],
+                "block": [{"ansible.builtin.include_role": include, "vars": {**GOOD, **placed(folder, change)}}],
                 "rescue": [{"ansible.builtin.set_fact": keep}],
             }
         )
@@ -228,4 +257,8 @@ def test_the_sites_own_settings_win(seen: dict[str, Any]) -> None:
     got = settings(seen, "full")
     assert got["RAG_TOP_K"] == "7"
     assert json.loads(got["DEFAULT_MODEL_PARAMS"]) == {"num_ctx": 4096}
-    assert json.loads(got["OPENAI_API_CONFIGS"]) == {"0": {"enable": True, "model_ids": ["tiny-chat"]}}
+    # Open WebUI fills in the conversation; the front door sends it to the same host again.
+    headers = {"X-Chat-Id": "{{CHAT_ID}}"}
+    assert json.loads(got["OPENAI_API_CONFIGS"]) == {
+        "0": {"enable": True, "model_ids": ["tiny-chat"], "headers": headers}
+    }

@@ -52,7 +52,7 @@ def test_one_port_on_two_hosts_is_fine() -> None:
         ),
         (
             [pin(engine="vllm")],
-            "placements: 'chat' on 'gpu1': there is no role for the engine 'vllm'. Known: llamacpp, "
+            "placements: 'chat' on 'gpu1': there is no role for the engine 'vllm'. Known: llamacpp, ollama, "
             "ktransformers, ktransformers-classic.",
         ),
         ([pin(port=80)], "placements: 'chat' on 'gpu1': the port is 80. Use a number from 1024 to 65535."),

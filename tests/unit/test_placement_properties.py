@@ -7,7 +7,7 @@ import copy
 from typing import Any
 
 from decisions import GIB, ask, catalogue, header, machine, machines
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.onprem.llm.plugins.module_utils.hardware.types import Hardware
@@ -64,6 +64,8 @@ def test_what_fits_never_exceeds_a_device(host: Hardware, name: str, context: in
 
 @settings(max_examples=150, deadline=None)
 @given(hardware, models, sizes, slots, st.integers(1, 512), st.lists(st.floats(1, 4), min_size=4, max_size=4))
+# With the memory that leaves no room for the cache of prompts alone.
+@example(build("emr-2s-cxl-xeon-gold-6530", [], 156, []), "deepseek-r1-q4_k_m-mla", None, None, 238, [1.0] * 4)
 def test_more_memory_never_makes_a_fitting_model_unfit(
     host: Hardware, name: str, context: int | None, parallel: int | None, more: int, factors: list[float]
 ) -> None:

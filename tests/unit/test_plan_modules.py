@@ -16,9 +16,10 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.onprem.llm.plugins.filter import models as model_filters
 from ansible_collections.onprem.llm.plugins.filter import recorded
+from ansible_collections.onprem.llm.plugins.module_utils import installed
 from ansible_collections.onprem.llm.plugins.module_utils.placement.models import variant_key
 from ansible_collections.onprem.llm.plugins.module_utils.shape import published
-from ansible_collections.onprem.llm.plugins.modules import placement, placements_installed, plan_report
+from ansible_collections.onprem.llm.plugins.modules import placement, plan_report
 
 GROUPS = {"inference": ["gpu1", "gpu2"], "llamacpp": ["gpu1", "gpu2"]}
 SOURCES = {"modelscope": {"type": "modelscope", "url": "https://modelscope.cn"}}
@@ -71,11 +72,23 @@ def test_a_model_is_served_by_every_host_that_may(run: Call) -> None:
 def test_a_host_that_did_not_answer_is_left_out(run: Call) -> None:
     found = decided(run, SMALL, hardware={"gpu2": LAPTOP})
     assert [one["host"] for one in found["served"]] == ["gpu2"]
-    assert found["notes"] == ["gpu1 did not answer and is left out; what it serves may be planned elsewhere."]
-    assert found["refused"] == []
+    said = "gpu1 did not answer and is left out; what it serves may be planned elsewhere."
+    assert found["notes"] == [f"{said} It is owed a run: start it, then run site.yml again."]
+    assert (found["refused"], found["silent"]) == ([], ["gpu1"])
     nobody = decided(run, SMALL, hardware={})
     assert nobody["refused"] == ["chat: no host that may serve it answered (gpu1, gpu2)."]
-    assert (nobody["placements"], nobody["endpoints"][0]["servers"]) == ([], [])
+    assert nobody["placements"] == []
+
+
+def test_a_host_that_did_not_answer_keeps_its_place_at_the_door(run: Call) -> None:
+    found = decided(run, {**SMALL, "name": "first", "hosts": "gpu1"}, SMALL, hardware={"gpu2": LAPTOP})
+    assert found["refused"] == [], "what the others serve does not wait for it"
+    assert found["notes"][1:] == ["first: no host that may serve it answered (gpu1)."]
+    servers = {one["model"]: [tuple(server.values()) for server in one["servers"]] for one in found["endpoints"]}
+    assert servers == {
+        "first": [("gpu1", "192.0.2.1", 9101, 0)],
+        "chat": [("gpu2", "192.0.2.2", 9102, 1), ("gpu1", "192.0.2.1", 9102, 0)],
+    }
 
 
 def test_what_fits_nowhere_is_refused_with_what_is_missing(run: Call) -> None:
@@ -137,12 +150,13 @@ def test_the_report_says_what_would_change(run: Call) -> None:
     assert imagined["changes"] == []
 
 
-def test_what_is_installed_is_read_from_the_files_of_the_services(run: Call, tmp_path: Path) -> None:
+def test_what_is_installed_is_read_from_the_files_of_the_services(tmp_path: Path) -> None:
     (tmp_path / "llamacpp").mkdir()
     (tmp_path / "llamacpp/chat.env").write_text(
         "# Files: o/r@master\nCUDA_VISIBLE_DEVICES=1\nLLAMACPP_OPTIONS=--port 9101 --threads 4\n"
     )
-    assert run(placements_installed, etc_dir=str(tmp_path))["placements"] == [
+    (tmp_path / "llamacpp/chat--beside.env").write_text("LLAMACPP_OPTIONS=--port 10101\n")
+    assert installed.read(tmp_path) == [
         {
             "model": "chat",
             "engine": "llamacpp",
@@ -153,7 +167,21 @@ def test_what_is_installed_is_read_from_the_files_of_the_services(run: Call, tmp
             "numa": "",
         }
     ]
-    assert run(placements_installed, etc_dir=str(tmp_path / "nowhere"))["placements"] == []
+    assert installed.read(tmp_path / "nowhere") == []
+
+
+def test_the_length_of_an_embeddings_vectors_is_known_where_it_is_served(run: Call) -> None:
+    found = decided(run, SMALL, {"name": "vectors", "catalogue": "qwen3-embedding-0.6b"})
+    by_model = {one["model"]: one["dimensions"] for one in found["served"]}
+    assert by_model == {"chat": 0, "vectors": 1024}
+
+
+def test_a_model_that_serves_keeps_its_port(run: Call) -> None:
+    """Also on a host that does not answer, as the door knows it; a new model takes the next that is free."""
+    new = {"name": "first", "catalogue": "qwen3-4b-q4"}
+    found = decided(run, new, SMALL, hardware={"gpu1": LAPTOP}, ports={"gpu1": {"chat": 9101}, "gpu2": {"chat": 9105}})
+    ports = [{one["host"]: one["port"] for one in model["servers"]} for model in found["endpoints"]]
+    assert ports == [{"gpu1": 9102, "gpu2": 9101}, {"gpu1": 9101, "gpu2": 9105}]
 
 
 def test_filters_say_what_is_wrong() -> None:

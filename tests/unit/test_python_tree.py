@@ -81,6 +81,8 @@ def test_what_pip_was_told_reaches_uv() -> None:
 def test_the_sites_own_word_wins_over_pip() -> None:
     pip = {"index-url": "https://mirror.example/simple", "extra-index-url": "https://more.example/simple"}
     env = tree.uv_environment(pip, "https://site.example/simple", "", "/cache")
+    # Linked files would look changed in a tree whenever the next one is made.
+    assert env["UV_LINK_MODE"] == "copy"
     assert env["UV_DEFAULT_INDEX"] == "https://site.example/simple"
     assert "UV_INDEX" not in env
     env = tree.uv_environment(pip, "https://site.example/simple", "/srv/wheels", "/cache")
@@ -102,3 +104,4 @@ def test_the_current_version_and_the_newest_stay() -> None:
     assert tree.superfluous(trees, "d", 1) == ["a", "b", "c"]
     assert tree.superfluous(trees, "d", 0) == ["a", "b", "c"]
     assert tree.superfluous(trees, "d", 9) == []
+    assert tree.superfluous(trees, "d", 2, ["a"]) == ["b"]

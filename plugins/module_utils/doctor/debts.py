@@ -18,7 +18,7 @@ def judge(host: str, path: str, text: str | None) -> list[Finding]:
             f"host.{debt['what']}",
             host,
             f"{debt['component']} is owed a {debt['what']}: {debt['why']}",
-            local_facts.REMEDIES[debt["what"]],
+            local_facts.REMEDIES.get(debt["what"], "run site.yml"),
         )
         for debt in facts["debts"]
     ]

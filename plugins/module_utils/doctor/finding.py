@@ -71,6 +71,16 @@ def from_task(host: str, task: str, result: Mapping[str, Any]) -> list[Finding]:
                 f"start {host}, check ansible_host and ssh to it (ansible {host} -m ping), then run the doctor again",
             )
         ]
+    if result.get("lost"):
+        # What it serves is asked at the front door; so this alone is no untruth, but not green either.
+        return [
+            not_asked(
+                "host.reachable",
+                host,
+                "this run could not reach it, or ended there before: it is owed the rest",
+                f"see above what became of {host}, mend that (ansible {host} -m ping), then run site.yml again",
+            )
+        ]
     if "results" in result:
         # A loop: every item is an answer of its own.
         return [found for item in result["results"] for found in from_task(host, task, item)]
