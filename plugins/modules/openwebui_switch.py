@@ -91,6 +91,7 @@ from ansible_collections.onprem.llm.plugins.module_utils import (
     openwebui_env,
     openwebui_switch,
     service,
+    systemctl,
 )
 from ansible_collections.onprem.llm.plugins.module_utils.openwebui_switch import Record, SwitchError
 
@@ -137,6 +138,7 @@ class Switch:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.p: dict[str, Any] = module.params
+        self.units = systemctl.Units(module.run_command)
         self.root, self.kept = Path(self.p["root"]), Path(self.p["kept"])
         self.path = self.kept / "record.json"
         self.uploads = Path(self.p["data"]) / "uploads"
@@ -145,26 +147,14 @@ class Switch:
 
     # --- small steps
 
-    def systemctl(self, *words: str, check: bool = True) -> None:
-        code, _, said = self.module.run_command(["systemctl", *words])
-        if code and check:
-            raise SwitchError(f"systemctl {' '.join(words)} failed: {said.strip()}")
-
-    def unit_state(self, unit: str) -> tuple[str, int]:
-        _, said, _ = self.module.run_command(["systemctl", "show", "--property=ActiveState,NRestarts", unit])
-        values = dict(line.split("=", 1) for line in said.split() if "=" in line)
-        return values.get("ActiveState", "unknown"), int(values.get("NRestarts") or 0)
-
     def wait(self, unit: str, port: int) -> float:
         try:
-            return service.wait(unit, f"http://127.0.0.1:{port}/ready", self.p["timeout"], self.unit_state)
+            return service.wait(unit, f"http://127.0.0.1:{port}/ready", self.p["timeout"], self.units.vital)
         except service.ServiceError as error:
             raise SwitchError(f"{error}\n{self.journal(unit)}") from error
 
     def journal(self, unit: str) -> str:
-        argv = ["journalctl", "--no-pager", "--lines=30", "--output=cat", f"--unit={unit}"]
-        _, said, _ = self.module.run_command(argv)
-        return f"End of its journal (journalctl -u {unit}):\n{said.strip()}"
+        return f"End of its journal (journalctl -u {unit}):\n{self.units.journal(unit, 30)}"
 
     def ask(self, query: str) -> str:
         """The one column of what the database says."""
@@ -239,15 +229,15 @@ class Switch:
             openwebui_switch.check_room(self.uploads, self.kept)
             if p["restores"]:
                 openwebui_switch.check_room(self.kept / p["restores"] / "uploads", self.uploads)
-            active = self.unit_state(UNIT)[0] == "active"
+            active = self.units.vital(UNIT)[0] == "active"
             # A run that broke off before has asked already, when the service still ran.
             login = signs_in(p["port"], p["email"], p["password"]) if active else self.record["login"]
             self.record = openwebui_switch.begun(self.record, p["name"], p["dump"], p["restores"], login)
             self.write(self.record, self.owed())
         self.end_trial()
         # Not at boot either: it must not meet data that a newer version has reworked, nor add to what is copied.
-        self.systemctl("disable", "--now", UNIT, check=False)
-        state = self.unit_state(UNIT)[0]
+        self.units.run(["systemctl", "disable", "--now", UNIT])
+        state = self.units.vital(UNIT)[0]
         if state not in ("inactive", "failed"):
             raise SwitchError(f"{UNIT} did not stop: it is {state}. What people write now would be in no dump.")
         if self.record["state"] != "trying":
@@ -267,8 +257,8 @@ class Switch:
         port = free_port()
         TRIAL_FILE.parent.mkdir(parents=True, exist_ok=True)
         TRIAL_FILE.write_text(p["unit"].replace("@PORT@", str(port)))
-        self.systemctl("daemon-reload")
-        self.systemctl("start", TRIAL)
+        self.units.do("daemon-reload")
+        self.units.do("start", TRIAL)
         seconds = self.wait(TRIAL, port)
         tree = self.root / p["name"]
         package = next(tree.glob("lib/python3*/site-packages/open_webui"))
@@ -309,7 +299,7 @@ class Switch:
         )
         # Before it starts: what people write from now on is what counts.
         self.write({**self.record, "state": "failed", "dump": "", "restores": "", "wanted": None, "why": why}, debt)
-        self.systemctl("enable", "--now", UNIT)
+        self.units.do("enable", "--now", UNIT)
         self.wait(UNIT, self.p["port"])
         return {"changed": True, "dumps": self.prune()}
 
@@ -326,12 +316,12 @@ class Switch:
         return {"changed": self.save() or facts.changed, "needed": needed, "dumps": self.prune()}
 
     def end_trial(self) -> None:
-        if self.unit_state(TRIAL)[0] not in ("inactive", "unknown"):
-            self.systemctl("stop", TRIAL, check=False)
-            self.systemctl("reset-failed", TRIAL, check=False)
+        if self.units.vital(TRIAL)[0] not in ("inactive", "unknown"):
+            self.units.run(["systemctl", "stop", TRIAL])
+            self.units.run(["systemctl", "reset-failed", TRIAL])
         if TRIAL_FILE.exists():
             TRIAL_FILE.unlink()
-            self.systemctl("daemon-reload")
+            self.units.do("daemon-reload")
         environment = self.p["environment"]
         if environment and self.p["state"] in ("found", "passed", "withdrawn"):
             Path(environment).unlink(missing_ok=True)
@@ -367,7 +357,7 @@ def main() -> None:
         if module.check_mode and state not in ("compared", "settled"):
             module.exit_json(changed=False, current=switch.current)
         result = getattr(switch, state)()
-    except (SwitchError, config_files.FileError, local_facts.LocalFactsError, OSError) as error:
+    except (SwitchError, service.ServiceError, config_files.FileError, local_facts.LocalFactsError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result, current=switch.current)
 

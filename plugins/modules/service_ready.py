@@ -45,7 +45,7 @@ seconds:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.onprem.llm.plugins.module_utils import service
+from ansible_collections.onprem.llm.plugins.module_utils import service, systemctl
 
 
 def main() -> None:
@@ -59,16 +59,11 @@ def main() -> None:
     )
     unit = module.params["unit"]
 
-    def unit_state(name: str) -> tuple[str, int]:
-        _, out, _ = module.run_command(["systemctl", "show", "--property=ActiveState,NRestarts", name])
-        values = dict(line.split("=", 1) for line in out.split() if "=" in line)
-        return values.get("ActiveState", "unknown"), int(values.get("NRestarts") or 0)
-
+    units = systemctl.Units(module.run_command)
     try:
-        seconds = service.wait(unit, module.params["url"], module.params["timeout"], unit_state)
+        seconds = service.wait(unit, module.params["url"], module.params["timeout"], units.vital)
     except service.ServiceError as error:
-        _, journal, _ = module.run_command(["journalctl", "--no-pager", "--lines=25", "--output=cat", f"--unit={unit}"])
-        module.fail_json(msg=f"{error}\nEnd of its journal (journalctl -u {unit}):\n{journal.strip()}")
+        module.fail_json(msg=f"{error}\nEnd of its journal (journalctl -u {unit}):\n{units.journal(unit)}")
     module.exit_json(changed=False, seconds=round(seconds, 1))
 
 
