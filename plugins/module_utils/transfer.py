@@ -579,6 +579,15 @@ def write_atomically(path: Path, text: str, mode: int) -> None:
     sync_folder(path.parent)
 
 
+def point(link: Path, target: str) -> None:
+    """The link leads where it led before or to the target, whatever happens."""
+    temporary = link.with_name(f".{link.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+    sync_folder(link.parent)
+
+
 def part_of(target: Path) -> Path:
     """Where the bytes of a target lie until it is complete."""
     return target.with_name(target.name + ".part")

@@ -92,6 +92,7 @@ from ansible_collections.onprem.llm.plugins.module_utils import (
     openwebui_switch,
     service,
     systemctl,
+    transfer,
 )
 from ansible_collections.onprem.llm.plugins.module_utils.openwebui_switch import Record, SwitchError
 
@@ -192,12 +193,6 @@ class Switch:
                 shutil.rmtree(path)
         return needed
 
-    def point_to(self, name: str) -> None:
-        draft = self.root / ".current"
-        draft.unlink(missing_ok=True)
-        draft.symlink_to(name)
-        draft.rename(self.root / "current")
-
     def owed(self) -> str:
         wanted = self.record["wanted"] or self.record["good"]
         return (
@@ -277,7 +272,7 @@ class Switch:
     def passed(self) -> dict[str, Any]:
         self.end_trial()
         if self.record["wanted"]:
-            self.point_to(self.record["wanted"]["pointer"])
+            transfer.point(self.root / "current", self.record["wanted"]["pointer"])
             self.write(openwebui_switch.passed(self.record))
         return {"changed": True}
 
@@ -290,7 +285,7 @@ class Switch:
         good, why = self.record["good"], self.p["why"]
         if self.record["state"] == "trying":
             openwebui_switch.clone(self.kept / self.record["dump"] / "uploads", self.uploads)
-        self.point_to(good["pointer"])
+        transfer.point(self.root / "current", good["pointer"])
         wanted = self.record["wanted"] or good
         debt = (
             f"the change of Open WebUI from {good['version']} to {wanted['version']} failed: {why.splitlines()[0]}"

@@ -440,11 +440,7 @@ def point(served: Path, name: str, home: Path) -> str:
     if before == str(home):
         return before
     served.mkdir(parents=True, exist_ok=True)
-    temporary = served / f".{name}.new"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(home)
-    os.replace(temporary, served / name)
-    transfer.sync_folder(served)
+    transfer.point(served / name, str(home))
     return before
 
 

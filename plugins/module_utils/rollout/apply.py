@@ -18,11 +18,8 @@ def point(link: str, target: str) -> None:
     now = compare.link(link)
     if now is not None and compare.leads_to(link, now) == compare.leads_to(link, target):
         return
-    draft = config_files.draft_of(link)
-    draft.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    draft.symlink_to(target)
-    draft.replace(link)
-    transfer.sync_folder(draft.parent)
+    Path(link).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    transfer.point(Path(link), target)
 
 
 def remove(path: str) -> None:
