@@ -8,7 +8,6 @@ becomes the tree by one rename, with the marker in it, so nothing half ever has 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,11 +16,12 @@ import shutil
 import stat
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
+
+from ansible_collections.onprem.llm.plugins.module_utils import transfer
 
 MARKER = ".complete"
 #: Beside what a killed run compiled: the boot it was compiled in.
@@ -97,18 +97,13 @@ def alone(tree: Path, patience: float = 3600.0) -> Iterator[int]:
     tree.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(tree.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        end = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise BuildError(
-                        f"something builds in {tree.parent} and did not end within {patience:.0f} seconds; "
-                        f"`fuser -v {tree.parent}` shows it. End it and run again."
-                    ) from None
-                time.sleep(0.2)
+        try:
+            transfer.lock(lock, patience)
+        except TimeoutError:
+            raise BuildError(
+                f"something builds in {tree.parent} and did not end within {patience:.0f} seconds; "
+                f"`fuser -v {tree.parent}` shows it. End it and run again."
+            ) from None
         yield lock
     finally:
         os.close(lock)

@@ -97,6 +97,23 @@ class BusyError(TransferError):
     """Another process works in the same folder and gets nowhere."""
 
 
+def lock(handle: int, patience: float, sign: Callable[[], int] = lambda: 0, pause: float = 0.2) -> None:
+    """Wait for the lock of an open file. TimeoutError when ``sign`` stayed the same for ``patience`` seconds."""
+    seen: int | None = None
+    since = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            here = sign()
+            if here != seen:
+                seen, since = here, time.monotonic()
+            elif time.monotonic() - since > patience:
+                raise TimeoutError from None
+            time.sleep(pause)
+
+
 @contextmanager
 def alone(folder: Path, progress: Path, patience: float = 300.0) -> Iterator[None]:
     """Be the only one that fetches into a folder. The lock goes with the process, however it ends.
@@ -107,21 +124,13 @@ def alone(folder: Path, progress: Path, patience: float = 300.0) -> Iterator[Non
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        seen, since = -1, time.monotonic()
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                here = _bytes_in(progress)
-                if here != seen:
-                    seen, since = here, time.monotonic()
-                elif time.monotonic() - since > patience:
-                    raise BusyError(
-                        f"another process is fetching into {folder} and brought nothing for {patience:.0f} seconds. "
-                        f"End it (`fuser {folder}` shows it) and run again."
-                    ) from None
-                time.sleep(min(1.0, patience))
+        try:
+            lock(handle, patience, lambda: _bytes_in(progress), min(1.0, patience))
+        except TimeoutError:
+            raise BusyError(
+                f"another process is fetching into {folder} and brought nothing for {patience:.0f} seconds. "
+                f"End it (`fuser {folder}` shows it) and run again."
+            ) from None
         yield
     finally:
         os.close(handle)

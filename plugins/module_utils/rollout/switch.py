@@ -7,7 +7,6 @@ by the next one: the record still says what is good, and only what passed the ga
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ansible_collections.onprem.llm.plugins.module_utils import config_files, service, systemctl
+from ansible_collections.onprem.llm.plugins.module_utils import config_files, service, systemctl, transfer
 from ansible_collections.onprem.llm.plugins.module_utils.rollout import apply, beside, compare, gate, record
 from ansible_collections.onprem.llm.plugins.module_utils.rollout.record import Configuration, Record, Service
 
@@ -63,19 +62,14 @@ class Switch:
     def alone(self) -> Iterator[None]:
         """No other run switches this component meanwhile: one whose controller died may still be at it."""
         os.makedirs(self.folder, mode=0o755, exist_ok=True)
-        until = time.monotonic() + self.timeout
         with open(Path(self.folder) / f".{self.component}.lock", "w", encoding="utf-8") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        raise SwitchError(
-                            f"another run switches {self.component} on this host since {self.timeout:.0f} s. Nothing "
-                            f"was changed. Wait for its end; `fuser {file.name}` says which process it is."
-                        ) from None
-                    time.sleep(0.2)
+            try:
+                transfer.lock(file.fileno(), self.timeout)
+            except TimeoutError:
+                raise SwitchError(
+                    f"another run switches {self.component} on this host since {self.timeout:.0f} s. Nothing "
+                    f"was changed. Wait for its end; `fuser {file.name}` says which process it is."
+                ) from None
             yield
 
     # --- what the module is asked for
