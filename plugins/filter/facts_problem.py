@@ -5,10 +5,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.onprem.llm.plugins.module_utils import local_facts
+# What a filter is made of is imported where it is used: each task with a filter compiles all files of this folder anew.
 
 
 def facts_problem(found: Any, path: str) -> str:
+    from ansible_collections.onprem.llm.plugins.module_utils import local_facts
+
     # Ansible gives an error's text instead of the content where it could not read it.
     try:
         if found not in (None, "", {}):

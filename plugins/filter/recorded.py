@@ -6,10 +6,12 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.onprem.llm.plugins.module_utils.hardware.recorded import from_record, records
+# What a filter is made of is imported where it is used: each task with a filter compiles all files of this folder anew.
 
 
 def recorded_machines(text: str) -> dict[str, Any]:
+    from ansible_collections.onprem.llm.plugins.module_utils.hardware.recorded import from_record, records
+
     try:
         return {record["id"]: from_record(record) for record in records(text)}
     except ValueError as error:

@@ -6,10 +6,12 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.onprem.llm.plugins.module_utils.rollout import back, beside, waves
+# What a filter is made of is imported where it is used: each task with a filter compiles all files of this folder anew.
 
 
 def rollout_waves(owed: list[list[dict[str, Any]]]) -> list[int]:
+    from ansible_collections.onprem.llm.plugins.module_utils.rollout import waves
+
     try:
         return waves.waves(owed)
     except waves.BatchError as error:
@@ -17,10 +19,14 @@ def rollout_waves(owed: list[list[dict[str, Any]]]) -> list[int]:
 
 
 def rollout_beside(placements: list[dict[str, Any]]) -> dict[str, bool]:
+    from ansible_collections.onprem.llm.plugins.module_utils.rollout import beside
+
     return beside.fits(placements)
 
 
-def rollback_turns(hosts: dict[str, Any], component: str) -> back.Turns:
+def rollback_turns(hosts: dict[str, Any], component: str) -> Any:
+    from ansible_collections.onprem.llm.plugins.module_utils.rollout import back
+
     return back.turns(component, hosts)
 
 

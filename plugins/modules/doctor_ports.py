@@ -51,10 +51,13 @@ findings:
   elements: dict
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.onprem.llm.plugins.module_utils.doctor import ports
-from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import DoctorError
+from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import DoctorError, Finding
 
 
 def main() -> None:
@@ -68,10 +71,14 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    findings = []
+
+    def look(raw: dict[str, Any]) -> list[Finding]:
+        return ports.look(ports.target(raw), given["looker"], given["timeout"], given["controller"])
+
+    # At once: each of them takes as long as ports that drop packets are waited for.
     try:
-        for raw in given["targets"]:
-            findings += ports.look(ports.target(raw), given["looker"], given["timeout"], given["controller"])
+        with ThreadPoolExecutor(8) as pool:
+            findings = [finding for found in pool.map(look, given["targets"]) for finding in found]
     except DoctorError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, findings=[finding.as_dict() for finding in findings])

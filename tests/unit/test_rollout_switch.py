@@ -508,7 +508,7 @@ def again(lab: Lab, wanted: dict[str, Any], gate: dict[str, Any]) -> dict[str, A
 @pytest.mark.parametrize("case", ["good", "wrong answer", "dies", "other models", "back"])
 def test_a_run_that_is_killed_at_any_step_is_taken_up(lab: Lab, case: str) -> None:
     """Killed before its first step, its second, and so on; each time the next run ends with what passed the gate."""
-    every = 1 if os.environ.get("ONPREM_LONG") else 12
+    every = 1 if os.environ.get("ONPREM_LONG") else 23
     behaviour = {"wrong answer": {"answer": "Rome"}}.get(case, {})
     gate = {"watch": 1 if case == "dies" else 0}
     bad = case in ("wrong answer", "dies")
