@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A run of a playbook that can be watched, and ended by SIGKILL at a chosen moment."""
+"""A run of a playbook that can be watched, and killed at a chosen moment; kills counted over several calls."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -12,7 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+PROJECT = Path(__file__).resolve().parents[2]
 BANNER = re.compile(r"(?:TASK|RUNNING HANDLER) \[(.*)\] \*")
 
 
@@ -98,3 +102,29 @@ class Run:
         code = self.process.wait(timeout)
         self._reader.join(10)
         return code
+
+
+def commit() -> str:
+    """What is tested; with changes that nobody committed, something that is never continued."""
+    git, others = ["git", "-C", str(PROJECT)], ("--", ".", ":!docs/proof.md")
+    last = [*git, "log", "-1", "--format=%h", "--abbrev=12", *others]
+    head = subprocess.run(last, capture_output=True, text=True, check=True)
+    dirty = subprocess.run([*git, "status", "--porcelain", *others], capture_output=True, text=True, check=True).stdout
+    return head.stdout.strip() + (f" and changes, {time.strftime('%Y-%m-%d %H:%M:%S')}" if dirty else "")
+
+
+def load(file: Path) -> dict[str, Any]:
+    """What earlier calls for this commit left: seed, kills and rounds. ONPREM_SEED begins anew."""
+    now, seed = commit(), os.environ.get("ONPREM_SEED")
+    state: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if state.get("commit") != now or (seed and int(seed) != state["seed"]):
+        fresh = random.SystemRandom().randrange(10**6)
+        state = {"commit": now, "seed": int(seed or fresh), "kills": 0, "rounds": []}
+    return state
+
+
+def save(file: Path, state: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".new")
+    part.write_text(json.dumps(state, indent=1) + "\n")
+    part.replace(file)

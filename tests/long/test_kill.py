@@ -30,11 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import Run
+from killing import PROJECT, Run, load, save
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="test hosts need root")
 
-PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = PROJECT / ".cache/long"
 STATE = FOLDER / "kill.json"
 INVENTORY = FOLDER / "inventory"
@@ -58,30 +57,6 @@ GROUPS = ("inference", "llamacpp", "postgresql", "openldap", "openwebui", "nginx
 
 class RoundFailed(Exception):
     """A run that should have made good what was killed did not."""
-
-
-def commit() -> str:
-    """What is tested; with changes that nobody committed, something that is never continued."""
-    git = ["git", "-C", str(PROJECT)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    return head.stdout.strip() + (f" and changes, {time.strftime('%Y-%m-%d %H:%M:%S')}" if dirty else "")
-
-
-def load() -> dict[str, Any]:
-    now, seed = commit(), os.environ.get("ONPREM_SEED")
-    state = json.loads(STATE.read_text()) if STATE.exists() else {}
-    if state.get("commit") != now or (seed and int(seed) != state["seed"]):
-        fresh = random.SystemRandom().randrange(10**6)
-        state = {"commit": now, "seed": int(seed or fresh), "kills": 0, "rounds": [], "tasks": [], "seconds": 0.0}
-    return state
-
-
-def save(state: dict[str, Any]) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    part = STATE.with_suffix(".new")
-    part.write_text(json.dumps(state, indent=1) + "\n")
-    part.replace(STATE)
 
 
 def fresh_host() -> None:
@@ -132,7 +107,7 @@ def watch(state: dict[str, Any]) -> None:
     finish(run, FOLDER / "kill-round-0.log", "an installation that nobody disturbs")
     state["tasks"] = run.tasks
     state["seconds"] = time.monotonic() - begin
-    save(state)
+    save(STATE, state)
 
 
 def kill_once(state: dict[str, Any], moment: float, chance: random.Random, log: Path, past: list[str]) -> str:
@@ -175,11 +150,11 @@ def one_round(state: dict[str, Any], number: int, count: int) -> list[str]:
 def test_the_next_run_makes_good_what_was_killed() -> None:
     wanted = int(os.environ.get("ONPREM_KILLS", "100"))
     limit = 60 * float(os.environ.get("ONPREM_MINUTES", "55"))
-    state, begin, longest = load(), time.monotonic(), 0.0
-    save(state)
+    state, begin, longest = load(STATE), time.monotonic(), 0.0
+    save(STATE, state)
     failed = False
     try:
-        if not state["tasks"]:
+        if "tasks" not in state:
             watch(state)
         while state["kills"] < wanted:
             longest = max(longest, 3 * state["seconds"])
@@ -190,7 +165,7 @@ def test_the_next_run_makes_good_what_was_killed() -> None:
             longest = max(longest, time.monotonic() - before)
             state["kills"] += len(hits)
             state["rounds"].append({"seconds": round(time.monotonic() - before), "killed": hits})
-            save(state)
+            save(STATE, state)
             print(f"{state['kills']} of {wanted}: {'; '.join(hits)}", flush=True)
     except RoundFailed as error:
         failed = True
