@@ -132,6 +132,26 @@ def test_a_failure_says_where_the_look_ended(lost: str) -> None:
     assert looked.broken_in == {"web": "Serve"}
 
 
+def test_what_fails_once_for_all_hosts_ends_the_look_at_each_of_them() -> None:
+    def ran(host: str, task: str, kind: str = "runner_on_ok", play: str = "Plan") -> dict[str, Any]:
+        data = {"host": host, "play": play, "task": task, "task_uuid": task, "res": {"msg": "no room"}}
+        return {"event": kind, "event_data": data}
+
+    begun = [ran(host, "look") for host in ("gpu1", "gpu2", "web")]
+    once = [*begun, ran("gpu1", "decide", "runner_on_failed")]
+    looked = events.read([*once, stats(failures={"gpu1": 1})])
+    assert [(one.host, one.found_by, one.reason) for one in looked.broken] == [
+        ("gpu1", "Plan: decide", "no room"),
+        ("gpu2", "Plan: decide", "it failed on gpu1: no room"),
+        ("web", "Plan: decide", "it failed on gpu1: no room"),
+    ]
+    assert set(looked.broken_in.values()) == {"Plan"}
+    # What failed for one alone: the others did the same task, or went on to other plays.
+    beside = [ran("gpu2", "decide", "runner_on_skipped"), ran("web", "serve", play="Web")]
+    looked = events.read([*once, *beside, stats(failures={"gpu1": 1})])
+    assert [one.host for one in looked.broken] == ["gpu1"]
+
+
 def test_a_host_that_asked_one_that_is_down_was_looked_at_all_the_same() -> None:
     """A delegated task tells it as the failure of the host that asked."""
     asked = event("x", "runner_on_unreachable", msg="no route to gpu1")

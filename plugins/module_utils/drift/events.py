@@ -42,14 +42,18 @@ def read(events: Iterable[Mapping[str, Any]]) -> Looked:
     (``rescue``, ``ignore_unreachable``), and a host that is asked for another one, fails too and stops nothing."""
     looked, counted = Looked(), dict[str, int]()
     failed: dict[str, tuple[Broken, str]] = {}
+    latest: dict[str, tuple[str, str]] = {}  # host: the play and the task that it was in last
     for event in events:
         data = event.get("event_data") or {}
         kind = event.get("event")
+        if data.get("host"):
+            latest[str(data["host"])] = (str(data.get("play")), str(data.get("task_uuid")))
         if kind == "playbook_on_stats":
             looked.differences += hidden(data.get("changed") or {}, counted)
             lost = {**(data.get("failures") or {}), **(data.get("dark") or {})}
             looked.broken += [failed[host][0] for host in failed if host in lost]
             looked.broken_in |= {host: failed[host][1] for host in failed if host in lost}
+            taken_along(looked, failed, latest)
         if kind not in ENDED or not data.get("host"):
             continue
         host, result = str(data["host"]), data.get("res") or {}
@@ -72,6 +76,18 @@ def read(events: Iterable[Mapping[str, Any]]) -> Looked:
         ::-1
     ]
     return looked
+
+
+def taken_along(
+    looked: Looked, failed: Mapping[str, tuple[Broken, str]], latest: Mapping[str, tuple[str, str]]
+) -> None:
+    """Hosts of the same play that got no further either: what fails for one there (``run_once``) ends it for all."""
+    for host in list(looked.broken_in):
+        broken, play = failed[host]
+        for other, (its_play, its_task) in latest.items():
+            if other not in looked.broken_in and its_play == play and its_task != latest[host][1]:
+                looked.broken.append(Broken(other, broken.found_by, f"it failed on {host}: {broken.reason}"))
+                looked.broken_in[other] = play
 
 
 def hidden(changed: Mapping[str, int], counted: Mapping[str, int]) -> list[Difference]:
