@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import time
@@ -13,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from conftest import PROJECT, SCENARIO, one_line, playbook
+from conftest import PROJECT, SCENARIO, command, environment, one_line, playbook
+from killing import Run
 
 HOSTS = ("ro-a", "ro-b", "ro-c")
 UNIT = "llamacpp@assistant.service"
@@ -34,6 +36,10 @@ def on(name: str, script: str) -> str:
     """What a command says on a host."""
     said = subprocess.run(inside(name, "bash", "-c", script), check=True, capture_output=True, text=True)
     return said.stdout.strip()
+
+
+def power(name: str, verb: str) -> None:
+    subprocess.run([PROJECT / "tools/testhost", verb, "m-rollout", name], check=True)
 
 
 def state(name: str) -> dict[str, Any]:
@@ -75,10 +81,14 @@ def load(key: str) -> Iterator[dict[str, Any]]:
     assert found["rate"] > 0.9 * RATE, f"the load was no load: {found['rate']:.1f} requests/s"
 
 
-def change(watch: float = WATCH, **lab: Any) -> subprocess.CompletedProcess[str]:
+def arguments(watch: float = WATCH, **lab: Any) -> list[str]:
     """Models and engines, as site.yml runs them, with one line of the inventory changed."""
     variables = json.dumps({"lab": lab, "rollout_watch": watch})
-    return playbook("playbooks/models.yml", "playbooks/engines.yml", "--extra-vars", variables)
+    return ["playbooks/models.yml", "playbooks/engines.yml", "--extra-vars", variables]
+
+
+def change(watch: float = WATCH, **lab: Any) -> subprocess.CompletedProcess[str]:
+    return playbook(*arguments(watch, **lab))
 
 
 def good(ran: subprocess.CompletedProcess[str]) -> None:
@@ -217,6 +227,39 @@ def test_two_hosts_leave_and_the_last_one_is_replaced_while_a_copy_answers(key):
     finally:
         changed("playbooks/models.yml playbooks/engines.yml playbooks/web.yml", lab=BASE)
     assert {host["model"] for host in fleet().values()} == {BASE["revision"]}
+
+
+def test_the_next_run_makes_good_what_was_killed():
+    """In its rollout the run dies alone, then with all its processes, then a host loses its power."""
+    seed = int(os.environ.get("ONPREM_SEED") or random.SystemRandom().randrange(10**6))
+    chance, said = random.Random(seed), [f"ONPREM_SEED={seed}"]
+    env = environment()
+    env["ANSIBLE_SSH_ARGS"] += " -o ServerAliveInterval=5"
+    host = chance.choice(HOSTS)
+    other = {"revision": "v3", "build": "plain"}
+    for kind, lab in (("the run", other), ("its processes", other), (host, BASE)):
+        run = Run(command(*arguments(**lab)), env, PROJECT)
+        if not run.reaches(lambda seen: any(name.endswith("llamacpp, present") for name, _ in seen)):
+            assert run.wait() == 0, run.output[-6000:]
+            continue
+        run.goes_on(chance.uniform(0, 8))
+        said.append(f"{kind} in {run.tasks[-1][0]}")
+        if kind == host:
+            power(host, "kill")
+            try:
+                run.wait(300)
+            finally:
+                power(host, "start")
+        else:
+            run.kill(everything=kind == "its processes")
+    print("; ".join(said))
+    assert len(said) > 2, said
+    ran = change(**BASE)
+    assert ran.returncode == 0, f"{said}\n{ran.stdout[-6000:]}"
+    for name, here in fleet().items():
+        assert (here["model"], here["record"]["state"], here["record"]["wanted"]) == ("v2", "good", None), (name, said)
+        local = json.loads(on(name, "cat /etc/ansible/facts.d/onprem_llm.fact"))
+        assert local["debts"] == [] and local["components"]["llamacpp"]["pointer"].endswith(here["build"]), (name, said)
 
 
 @pytest.mark.long
