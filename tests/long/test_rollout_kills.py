@@ -5,10 +5,9 @@
 
 Two hosts serve a model behind the door of a third. One upgrade is watched to the end: when which task begins. Then,
 round after round: a run that asks for another revision, another build, both, or nothing new, is hit at a moment drawn
-from that upgrade, the run after it at another one, and so is the third. The run alone dies, or with all its processes,
-or one of the hosts loses its power. The run after the last kill, with the same inventory, must end well without any
-manual step, serve what is asked for on both hosts, leave nothing owed and nothing drained; at the end a further run
-must change nothing.
+from that upgrade, and so are the next two. The run alone dies, or with all its processes, or one of the hosts loses its
+power. The run after the last kill, with the same inventory, must end well without any manual step, serve what is asked
+for on both hosts, leave nothing owed and nothing drained; at the end a further run must change nothing.
 
 Environment:
   ONPREM_KILLS    kills for this commit, over all calls (3)
@@ -225,13 +224,13 @@ def hit(site: Site, tasks: list[tuple[str, float]], seconds: float, chance: rand
 
 def one_round(site: Site, watched: Run, chance: random.Random, kills: int) -> list[str]:
     """Kills one after the other, and a run that is left alone; where they hit."""
-    # Every fourth round has nothing new to bring.
-    if chance.random() < 0.75:
-        others = [(r, b) for r in ("v1", "v2", "v3") for b in ("plain", "other")]
-        others.remove((site.asked["revision"], site.asked["build"]))
-        site.asked = dict(zip(("revision", "build"), chance.choice(others), strict=True))
     hits: list[str] = []
     for _ in range(kills):
+        # Every fourth run has nothing new to bring.
+        if chance.random() < 0.75:
+            others = [(r, b) for r in ("v1", "v2", "v3") for b in ("plain", "other")]
+            others.remove((site.asked["revision"], site.asked["build"]))
+            site.asked = dict(zip(("revision", "build"), chance.choice(others), strict=True))
         where = hit(site, watched.tasks, watched.tasks[-1][1] + 5, chance)
         hits += [where] if where else []
     site.ends_well(site.start(), f"the run after {'; '.join(hits) or 'nothing'}")

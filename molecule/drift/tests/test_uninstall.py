@@ -11,6 +11,7 @@ import testinfra
 from conftest import INVENTORY, PROJECT, SSH_CONFIG, command, environment, one_line, playbook, untouched
 
 testinfra_hosts = ["ansible://drifter"]
+pytestmark = pytest.mark.long
 
 # A folder that dpkg removes with the last package that has something in it; what other tests of this scenario made.
 CHURN = re.compile(r"(file|sum) (/usr/share/man|/var/lib/metrics|/etc/(machine-id|resolv\.conf))\b.*")
