@@ -276,14 +276,18 @@ def test_what_a_host_says_of_its_own_ports(
 
 
 def seen(
-    port: int = 5432, listens: str | None = "0.0.0.0", sources: list[str] | None = None, trusted: tuple[str, ...] = ()
+    port: int = 5432,
+    listens: str | None = "0.0.0.0",
+    sources: list[str] | None = None,
+    trusted: tuple[str, ...] = (),
+    optional: bool = False,
 ) -> ports.Target:
     """sources None: not declared."""
     return ports.Target(
         "data1",
         "10.0.0.13",
         (sockets.Listener(listens, port, "postgres"),) if listens else (),
-        () if sources is None else (sockets.Declared(port, tuple(sources)),),
+        () if sources is None else (sockets.Declared(port, tuple(sources), optional),),
         trusted,
     )
 
@@ -298,6 +302,7 @@ def seen(
         (seen(sources=["10.0.0.99"]), True, "failed", "declared for 10.0.0.99 only"),
         (seen(sources=["10.0.0.99"]), False, "ok", "closed 5432"),
         (seen(sources=["10.0.0.12"]), False, "failed", "cannot connect"),
+        (seen(sources=["10.0.0.12"], optional=True), False, "ok", "closed 5432"),  # it ended meanwhile
         (seen(listens=None, sources=["10.0.0.12"]), False, "ok", "closed"),  # doctor_host says that nobody listens
         (seen(), True, "failed", "not declared"),
         (seen(), False, "ok", "closed 5432"),  # the firewall closes it

@@ -140,7 +140,7 @@ def judge(seen: Target, looker: str, address: str, reached: set[int], controller
                     " doctor_declared_ports",
                 )
             )
-        elif port not in reached and entry and allowed and not free and port in beyond:
+        elif port not in reached and entry and allowed and not free and port in beyond and not entry.optional:
             findings.append(
                 failed(
                     f"{check}.{port}",
