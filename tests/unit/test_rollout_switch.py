@@ -392,6 +392,22 @@ def test_a_copy_answers_while_the_original_is_replaced(lab: Lab) -> None:
     whole(lab)
 
 
+def test_a_copy_of_what_lost_its_files_and_links(lab: Lab) -> None:
+    """It runs on, could not be started again as it stands, and is put right without a moment of silence."""
+    old = lab.weights("chat", "old")
+    wanted = lab.wanted("1.0", {"chat": old}, beside=True)
+    lab.good(**wanted)
+    for link in map(Path, configuration(wanted).links):
+        link.unlink()
+        link.symlink_to("nowhere")
+    lab.env("chat").write_text("damaged\n")
+    assert lab.good("beside", models=["chat"])["moves"]
+    assert lab.serves("chat") == lab.serves("chat--beside") == f"{old} 1.0"
+    lab.good(**wanted)
+    lab.good("alone")
+    whole(lab)
+
+
 def test_no_copy_where_one_does_not_fit(lab: Lab) -> None:
     lab.good(**lab.wanted("1.0", {"chat": lab.weights("chat", "old")}, beside=False))
     wanted = lab.wanted("2.0", {"chat": lab.weights("chat", "new")}, beside=True)

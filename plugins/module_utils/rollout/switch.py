@@ -148,14 +148,17 @@ class Switch:
             good = now.good if now and now.good else Configuration("")
             services = [one for one in good.services if one.model in models and one.beside]
             try:
-                for one in services:
-                    copy = beside.copy(good, one)
-                    (its,) = copy.services
+                copies = [beside.copy(good, one) for one in services]
+                for its in [one for copy in copies for one in copy.services]:
                     if self.units.state(its.unit).active != "active" and beside.taken(its.url):
                         raise beside.BesideError(f"{its.url} is taken: on this host `ss -ltnp` says by which program")
+                # What runs may have lost its files or links since it started; a copy needs them.
+                if copies:
+                    self._applied(replace(good, services=()), ())
+                for copy in copies:
                     self._applied(copy, (), at_boot=False)
                     self._ready(copy.services)
-                    self._ask(its)
+                    self._ask(*copy.services)
             except (Refused, beside.BesideError) as error:
                 self._without_copies(now)
                 raise SwitchError(
