@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.onprem.llm.plugins.module_utils import transfer
 from ansible_collections.onprem.llm.plugins.module_utils.doctor import finding
 from ansible_collections.onprem.llm.plugins.module_utils.doctor.finding import (
     FAILED,
@@ -40,13 +40,8 @@ def build(results: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write(path: Path, report: Mapping[str, Any]) -> None:
-    """All or nothing: a reader never sees half a report."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        json.dump(report, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+    transfer.write_atomically(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n", 0o644)
 
 
 class ActionModule(ActionBase):

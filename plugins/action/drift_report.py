@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,14 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.onprem.llm.plugins.module_utils import transfer
 from ansible_collections.onprem.llm.plugins.module_utils.drift import difference
 from ansible_collections.onprem.llm.plugins.module_utils.drift import host as probe
 
 
 def write(path: Path, text: str, mode: int) -> None:
-    """All or nothing: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    Path(file.name).chmod(mode)
-    Path(file.name).replace(path)
+    transfer.write_atomically(path, text, mode)
 
 
 def silent(host: str, result: Mapping[str, Any]) -> list[dict[str, str]]:
