@@ -125,6 +125,11 @@ def main() -> None:
         code, said, error = module.run_command(["nginx", "-t", "-q"])
         if code:
             write(before)
+            if module.run_command(["nginx", "-t", "-q"])[0]:
+                module.fail_json(
+                    msg=f"nginx refuses {path} as it is, whoever gets requests: {said}{error}\nIt goes on with what it "
+                    "read before. Run playbooks/web.yml, which writes its configuration anew, then this again."
+                )
             module.fail_json(
                 msg=f"nginx refuses {path} with {', '.join(servers or moves)} changed; it is as before: {said}{error}"
             )

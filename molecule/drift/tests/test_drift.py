@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import testinfra
 import yaml
-from conftest import CHURN, INVENTORY, PROJECT, SSH_CONFIG, playbook
+from conftest import CHURN, INVENTORY, PROJECT, SSH_CONFIG, one_line, playbook
 
 testinfra_hosts = ["ansible://drifter"]
 HOSTS = {"drifter": 0, "lookout": 0}
@@ -93,7 +93,13 @@ def look_at(host: Any, mutations: list[dict[str, str]], folder: Path) -> None:
 
 
 def site_puts_it_right(host: Any, folder: Path) -> None:
+    # While the door cannot read its configuration, no host changes over: site.yml says so, and what to do first.
     done = playbook("site.yml")
+    if "nginx refuses /etc/nginx/nginx.conf as it is" in done.stdout:
+        assert "Run playbooks/web.yml" in one_line(done.stdout)
+        done = playbook("playbooks/web.yml")
+        assert done.returncode == 0, done.stdout + done.stderr
+        done = playbook("site.yml")
     assert done.returncode == 0, done.stdout + done.stderr
     settled(host)
     nothing_differs(folder)
