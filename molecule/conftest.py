@@ -8,6 +8,7 @@ import os
 import re
 import ssl
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
+# What scenarios share with other tests: runs that can be killed, the hub.
+sys.path[:0] = [str(PROJECT / "tests/hub"), str(PROJECT / "tests/long")]
 SCENARIO = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", PROJECT / "molecule/default"))
 INVENTORY = SCENARIO / "inventory"
 SSH_CONFIG = Path(os.environ.get("TESTHOST_STATE", "/var/lib/testhosts")) / f"m-{SCENARIO.name}/ssh_config"

@@ -10,14 +10,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from typing import Any
 
 import pytest
 from conftest import PROJECT, SCENARIO, command, environment, one_line, playbook
-
-sys.path.insert(0, str(PROJECT / "tests/long"))
 from killing import Run
 
 ROOT = "/opt/onprem-llm/hello"

@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROJECT, one_line, playbook, untouched
-
-sys.path.insert(0, str(PROJECT / "tests/hub"))
 import samples
 import server
+from conftest import one_line, playbook, untouched
 
 testinfra_hosts = ["ansible://box"]
 

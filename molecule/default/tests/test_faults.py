@@ -9,13 +9,10 @@ import random
 import re
 import ssl
 import subprocess
-import sys
 import time
 
 import pytest
 from conftest import PROJECT, ask, command, environment, playbook
-
-sys.path.insert(0, str(PROJECT / "tests/long"))
 from killing import Run
 
 testinfra_hosts = ["ansible://box"]

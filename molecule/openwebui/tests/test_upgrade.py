@@ -9,16 +9,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 from conftest import PROJECT, command, environment, one_line
-from lab import DATA, DOCUMENTS, KEPT, OLD, WEB, Chat, Content, embeddings, host, sql, way_back, web
-
-sys.path.insert(0, str(PROJECT / "tests/long"))
 from killing import Run
+from lab import DATA, DOCUMENTS, KEPT, OLD, WEB, Chat, Content, embeddings, host, sql, way_back, web
 
 # The tasks in which a run is killed: before the data are kept, while the new version meets them, and after.
 THERE = [

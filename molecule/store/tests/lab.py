@@ -11,7 +11,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -21,11 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conftest import INVENTORY, PROJECT, SSH_CONFIG, command, environment
-
-sys.path[:0] = [str(PROJECT / "tests/hub"), str(PROJECT / "tests/long")]
 import samples
 import server
+from conftest import INVENTORY, PROJECT, SSH_CONFIG, command, environment
 from killing import Run
 from transfers import sha256
 
