@@ -303,6 +303,7 @@ def seen(
         (seen(sources=["10.0.0.99"]), False, "ok", "closed 5432"),
         (seen(sources=["10.0.0.12"]), False, "failed", "cannot connect"),
         (seen(sources=["10.0.0.12"], optional=True), False, "ok", "closed 5432"),  # it ended meanwhile
+        (seen(sources=[], optional=True), False, "failed", "cannot connect"),  # as ssh is declared
         (seen(listens=None, sources=["10.0.0.12"]), False, "ok", "closed"),  # doctor_host says that nobody listens
         (seen(), True, "failed", "not declared"),
         (seen(), False, "ok", "closed 5432"),  # the firewall closes it
