@@ -42,12 +42,12 @@ def read(events: Iterable[Mapping[str, Any]]) -> Looked:
     (``rescue``, ``ignore_unreachable``), and a host that is asked for another one, fails too and stops nothing."""
     looked, counted = Looked(), dict[str, int]()
     failed: dict[str, tuple[Broken, str]] = {}
-    latest: dict[str, tuple[str, str]] = {}  # host: the play and the task that it was in last
-    for event in events:
+    latest: dict[str, tuple[str, str, int]] = {}  # host: the play and the task that it was in last, and when
+    for number, event in enumerate(events):
         data = event.get("event_data") or {}
         kind = event.get("event")
         if data.get("host"):
-            latest[str(data["host"])] = (str(data.get("play")), str(data.get("task_uuid")))
+            latest[str(data["host"])] = (str(data.get("play")), str(data.get("task_uuid")), number)
         if kind == "playbook_on_stats":
             looked.differences += hidden(data.get("changed") or {}, counted)
             lost = {**(data.get("failures") or {}), **(data.get("dark") or {})}
@@ -79,13 +79,14 @@ def read(events: Iterable[Mapping[str, Any]]) -> Looked:
 
 
 def taken_along(
-    looked: Looked, failed: Mapping[str, tuple[Broken, str]], latest: Mapping[str, tuple[str, str]]
+    looked: Looked, failed: Mapping[str, tuple[Broken, str]], latest: Mapping[str, tuple[str, str, int]]
 ) -> None:
     """Hosts of the same play that got no further either: what fails for one there (``run_once``) ends it for all."""
     for host in list(looked.broken_in):
         broken, play = failed[host]
-        for other, (its_play, its_task) in latest.items():
-            if other not in looked.broken_in and its_play == play and its_task != latest[host][1]:
+        _, task, end = latest[host]
+        for other, (its_play, its_task, its_end) in latest.items():
+            if other not in looked.broken_in and its_play == play and its_task != task and its_end < end:
                 looked.broken.append(Broken(other, broken.found_by, f"it failed on {host}: {broken.reason}"))
                 looked.broken_in[other] = play
 
