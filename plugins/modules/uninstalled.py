@@ -65,12 +65,15 @@ kept:
 """
 
 import fnmatch
+import os
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.onprem.llm.plugins.module_utils.uninstall import before, files, packages
+
+ENABLED = "/etc/systemd/system"
 
 
 class Host:
@@ -107,6 +110,13 @@ class Host:
                 self.gone.append(f"unit {name}: stopped and disabled")
                 self.do("systemctl", "disable", "--now", name)
             self.do("systemctl", "reset-failed", name, check=False)
+        # systemd knows no unit whose file somebody removed, and leaves what enabled it.
+        wanting = [f"{ENABLED}/*.{one}/{name}" for one in ("wants", "requires") for name in patterns]
+        for path in files.dangling(wanting):
+            if not self.record.had_unit(Path(path).name):
+                self.gone.append(path)
+                if self.act:
+                    os.unlink(path)
 
     def as_before(self, patterns: list[str]) -> None:
         """Units that were here before take up what was put back, and run if they ran."""

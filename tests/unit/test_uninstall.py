@@ -153,6 +153,15 @@ def test_what_is_there(tmp_path: Path) -> None:
     assert found == [f"{tmp_path}/{one}" for one in ("a@x.service.d", "a@y.service.d", "dangling", "tree")]
 
 
+def test_what_enabled_a_unit_that_is_gone_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "multi-user.target.wants").mkdir()
+    (tmp_path / "a.service").touch()
+    for name in ("a.service", "b@x.service", "theirs.service"):
+        (tmp_path / "multi-user.target.wants" / name).symlink_to(tmp_path / name.replace("@x", "@"))
+    wanting = [f"{tmp_path}/*.wants/{name}" for name in ("a.service", "b@*.service", "absent.service")]
+    assert files.dangling(wanting) == [f"{tmp_path}/multi-user.target.wants/b@x.service"]
+
+
 def test_a_folder_goes_whole_and_what_a_link_leads_to_stays(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/file").write_text("x")

@@ -32,6 +32,12 @@ def existing(patterns: Iterable[str]) -> list[str]:
     return [path for path in found if not any(path.startswith(f"{other}/") for other in found)]
 
 
+def dangling(patterns: Iterable[str]) -> list[str]:
+    """Links of these paths and patterns that lead nowhere."""
+    found = {path for pattern in patterns for path in _expand(pattern)}
+    return sorted(path for path in found if os.path.islink(path) and not os.path.exists(path))
+
+
 def _expand(pattern: str) -> list[str]:
     return [pattern] if os.path.lexists(pattern) else glob.glob(pattern)
 
