@@ -118,6 +118,11 @@ restarts:
   elements: dict
   returned: success
 urls: {description: Where the services of the configuration answer., type: list, elements: str, returned: success}
+ports:
+  description: Ports of the services of the configuration, and of the one it replaces or would go back to; copies' too.
+  type: list
+  elements: int
+  returned: C(compared), C(present) and C(previous)
 moves: {description: "By C(ADDRESS:PORT) of a service that of its copy.", type: dict, returned: C(beside) and C(alone)}
 state: {description: State of the record; empty where there is none., type: str, returned: success}
 watching: {description: Whether C(watched) is owed., type: bool, returned: success}
@@ -240,7 +245,7 @@ def main() -> None:
             look = one.look(wanted, gone)
             if look.needed == compare.NO and now and tell(now, check=True):
                 look = compare.Look(compare.START, ("the local facts of the host say otherwise",), (), ())
-            result |= shown(look, wanted)
+            result |= shown(look, wanted) | {"ports": beside.ports(wanted, now)}
             # A run that compares has changed nothing; a check says what the run would change.
             owed = look.needed in (compare.START, compare.SWAP)
             result["changed"] = owed and (module.check_mode or p["state"] != "compared")

@@ -30,7 +30,8 @@ DOOR = """
   vars_files: [VARS]
   tasks:
     - ansible.builtin.copy:
-        content: "{{ {'out': __rollout_servers, 'back': __rollout_serving, 'moves': __rollout_moves} | to_json }}"
+        content: "{{ {'out': __rollout_servers, 'back': __rollout_serving, 'moves': __rollout_moves,
+                     'leaving': __rollout_leaving} | to_json }}"
         dest: "{{ playbook_dir }}/said.json"
         mode: "0600"
 """.replace("VARS", str(PROJECT / "roles/rollout/vars/main.yml"))
@@ -80,7 +81,13 @@ def test_what_the_door_is_told(tmp_path: Path) -> None:
         {"component": "engine", "restarts": restarts, "urls": [a, new]},
         {"component": "watched", "restarts": [], "urls": ["http://[2001:db8::1]:9301"]},
     ]
-    run(tmp_path, DOOR, rollout_owed=switches)
+    servers = [{"host": "new", "address": "2001:db8::2", "port": 9103}]
+    elsewhere = {
+        "rollout_endpoints": [{"model": model, "servers": servers} for model in ("a", "c")],
+        "__rollout_doors": {"results": [{"alone": {"192.0.2.1:9101": "engine_a", "192.0.2.1:9103": "engine_c"}}, {}]},
+    }
+    nowhere = {"rollout_endpoints": [], "__rollout_doors": {"results": []}}
+    run(tmp_path, DOOR, rollout_owed=switches, **elsewhere)
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["out"] == ["192.0.2.1:9101", "192.0.2.1:9102", "192.0.2.1:9103"]
     assert sorted(said["back"]) == [
@@ -90,8 +97,11 @@ def test_what_the_door_is_told(tmp_path: Path) -> None:
         "192.0.2.1:9201",
         "[2001:db8::1]:9301",
     ]
+    # Only what no other host served before goes to the one that is new.
+    assert said["leaving"] == {"192.0.2.1:9103": "[2001:db8::2]:9103"}
     # The switch went well; another engine serves on the port of one that left.
-    run(tmp_path, DOOR, rollout_owed=switches, __rollout_left=["192.0.2.1:9101", "192.0.2.1:9103"])
+    run(tmp_path, DOOR, rollout_owed=switches, __rollout_left=["192.0.2.1:9101", "192.0.2.1:9103"], **nowhere)
     back = json.loads((tmp_path / "said.json").read_text())["back"]
     assert "192.0.2.1:9101" in back and "192.0.2.1:9103" not in back
     assert said["moves"] == {"192.0.2.1:9102": "192.0.2.1:9201"}
+    assert json.loads((tmp_path / "said.json").read_text())["leaving"] == {}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import socket
@@ -18,7 +19,12 @@ import pytest
 from rollouts import GATE, Host
 
 from ansible_collections.onprem.llm.plugins.module_utils.rollout import beside
-from ansible_collections.onprem.llm.plugins.module_utils.rollout.record import configuration
+from ansible_collections.onprem.llm.plugins.module_utils.rollout.record import (
+    Configuration,
+    Record,
+    Service,
+    configuration,
+)
 
 UNIT = "engine@chat.service"
 
@@ -406,6 +412,27 @@ def test_a_copy_of_what_lost_its_files_and_links(lab: Lab) -> None:
     lab.good(**wanted)
     lab.good("alone")
     whole(lab)
+
+
+def test_where_requests_may_come_in() -> None:
+    """The same before and after the switch, so that nothing is closed in between and a rollback finds it open."""
+
+    def at(*ports: int, twice: bool = False) -> Configuration:
+        services = [
+            Service(f"engine@{port}.service", url=f"http://[2001:db8::1]:{port}", beside=twice) for port in ports
+        ]
+        return Configuration(f"{ports} {twice}", services=(*services, Service("engine@found.service")))
+
+    old, new, older = at(9101), at(9201, twice=True), at(9001)
+    asked = functools.partial(Record, "engine")
+    assert beside.ports(new, None) == [9201, 10201]
+    assert beside.ports(old, asked(good=old, previous=older)) == [9001, 9101]
+    assert beside.ports(new, asked(good=old, previous=older)) == [9101, 9201, 10201]
+    assert beside.ports(new, asked(good=old, previous=older, wanted=new)) == [9101, 9201, 10201]
+    assert beside.ports(new, asked(good=new, previous=old)) == [9101, 9201, 10201]
+    assert beside.ports(new, asked(found=old)) == [9101, 9201, 10201]
+    assert beside.ports(new, asked(good=new)) == [9201, 10201]
+    assert beside.ports(Configuration(""), None) == []
 
 
 def test_no_copy_where_one_does_not_fit(lab: Lab) -> None:

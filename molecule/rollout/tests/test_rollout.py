@@ -198,18 +198,45 @@ def test_what_dies_while_it_is_watched_does_not_stay(key):
     assert len(seen["failed"]) <= 5 and all("broke off" in one["wrong"] for one in seen["failed"]), seen
 
 
+def placed(*hosts: str, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"model": "assistant", "host": host, "engine": "llamacpp", "threads": 1, "flags": {"poll": 0, "temp": 0}} | more
+        for host in hosts
+    ]
+
+
+def changed(book: str, **more: Any) -> str:
+    ran = playbook(*book.split(), "--extra-vars", json.dumps({"rollout_watch": WATCH, **more}))
+    good(ran)
+    return one_line(ran.stdout)
+
+
+@pytest.mark.long
+def test_another_port_costs_no_request_and_neither_does_the_way_back(key):
+    """The firewall lets requests in where each host serves until its turn, and where it would go back to."""
+    moved = placed(*HOSTS, port=9201)
+    try:
+        for book in (
+            "playbooks/engines.yml",
+            "playbooks/web.yml",
+            "playbooks/rollback.yml --extra-vars rollback=llamacpp",
+        ):
+            with load(key) as seen:
+                changed(book, lab=BASE, placements=moved)
+            assert seen["failed"] == [], (book, seen)
+            port = 9101 if "rollback" in book else 9201
+            assert set(re.findall(r"server 10\S+:(\d+)", on("ro-web", "cat /etc/nginx/nginx.conf"))) == {str(port)}, (
+                book
+            )
+    finally:
+        changed("playbooks/engines.yml playbooks/web.yml", lab=BASE)
+
+
 @pytest.mark.long
 def test_two_hosts_leave_and_the_last_one_is_replaced_while_a_copy_answers(key):
     """Who leaves ends its answers first. Where nobody else serves, a copy on another port does."""
     here = {**BASE, "hosts": ["ro-a"]}
-    alone = [
-        {"model": "assistant", "host": "ro-a", "engine": "llamacpp", "threads": 1, "flags": {"poll": 0, "temp": 0}}
-    ]
-
-    def changed(book: str, **more: Any) -> str:
-        ran = playbook(*book.split(), "--extra-vars", json.dumps({"rollout_watch": WATCH, **more}))
-        good(ran)
-        return one_line(ran.stdout)
+    alone = placed("ro-a")
 
     try:
         with load(key) as seen:
@@ -224,6 +251,14 @@ def test_two_hosts_leave_and_the_last_one_is_replaced_while_a_copy_answers(key):
         assert "Send requests to the copies" in said and "Send requests to the originals" in said
         assert state("ro-a")["model"] == "v3"
         assert "beside" not in on("ro-a", "ls /etc/onprem-llm/llamacpp; systemctl list-units --plain 'llamacpp@*'")
+        # Nobody served it but the host that it leaves now.
+        there = {**BASE, "hosts": ["ro-b"], "revision": "v3"}
+        with load(key) as seen:
+            changed(
+                "playbooks/models.yml playbooks/engines.yml playbooks/web.yml", lab=there, placements=placed("ro-b")
+            )
+        assert seen["failed"] == [], seen
+        assert [on(name, f"systemctl is-active {UNIT} || true") for name in HOSTS] == ["inactive", "active", "inactive"]
     finally:
         changed("playbooks/models.yml playbooks/engines.yml playbooks/web.yml", lab=BASE)
     assert {host["model"] for host in fleet().values()} == {BASE["revision"]}

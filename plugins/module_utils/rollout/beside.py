@@ -41,6 +41,16 @@ def server(url: str) -> str:
     return urlsplit(url).netloc
 
 
+def ports(wanted: Configuration, now: Record | None) -> list[int]:
+    """Where requests may come in: to what is wanted, and to what it replaces or could go back to; copies too."""
+    before = now and (now.back if not wanted.same(now.back) else now.previous)
+    found = set()
+    for one in (*wanted.services, *(before.services if before else ())):
+        port = urlsplit(one.url).port
+        found |= {port, port + FURTHER} if port and one.beside else {port} if port else set()
+    return sorted(found)
+
+
 def taken(url: str) -> bool:
     """Whether somebody listens there."""
     parts = urlsplit(url)
