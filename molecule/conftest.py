@@ -33,6 +33,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
+def lab_command(verb: str, name: str, *words: str) -> list[str]:
+    """The command that does something to a host of the lab, from outside and as root."""
+    return [str(PROJECT / "tools/testhost"), verb, f"m-{SCENARIO.name}", name, *words]
+
+
+def on(name: str, script: str, check: bool = True) -> str:
+    """What a command says on a host."""
+    done = subprocess.run(lab_command("exec", name, "bash", "-c", script), check=False, capture_output=True, text=True)
+    assert not check or done.returncode == 0, f"{name}: {script}\n{done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
 @pytest.fixture(scope="session")
 def secrets() -> Callable[[str], str]:
     """A secret of the scenario's site by name."""

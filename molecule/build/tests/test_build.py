@@ -6,6 +6,7 @@ Every call of the compiler leaves a line in /var/tmp/builds on the host where it
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -13,20 +14,17 @@ import subprocess
 import time
 from typing import Any
 
+import conftest
 import pytest
 from conftest import PROJECT, SCENARIO, command, environment, one_line, playbook
 from killing import Run
 
 ROOT = "/opt/onprem-llm/hello"
 PLAYBOOK = str(SCENARIO / "converge.yml")
+#: Also what finds nothing.
+on = functools.partial(conftest.on, check=False)
 ALL = ("b1", "b2", "b3")
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="reaching test hosts from outside needs root")
-
-
-def on(name: str, script: str) -> str:
-    """What a command says on a host, whatever it ends with."""
-    words = [str(PROJECT / "tools/testhost"), "exec", "m-build", name, "bash", "-c", script]
-    return subprocess.run(words, check=False, capture_output=True, text=True).stdout.strip()
 
 
 def did(name: str, what: str) -> int:

@@ -12,7 +12,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import PROJECT, ask, command, environment, playbook
+from conftest import PROJECT, ask, command, environment, lab_command, playbook
 from killing import Run
 
 testinfra_hosts = ["ansible://box"]
@@ -91,10 +91,9 @@ def test_killed_runs_are_made_good_by_the_next(host, secrets, ca_file):
 def test_power_cut(secrets, ca_file):
     """The host comes back serving by itself, and the doctor finds nothing wrong."""
     assert answers(secrets, ca_file)
-    testhost = [str(PROJECT / "tools/testhost")]
-    subprocess.run([*testhost, "kill", "m-default", "box"], check=True)
+    subprocess.run(lab_command("kill", "box"), check=True)
     assert not answers(secrets, ca_file)
-    subprocess.run([*testhost, "start", "m-default", "box"], check=True)
+    subprocess.run(lab_command("start", "box"), check=True)
     start = time.monotonic()
     while not answers(secrets, ca_file):
         if time.monotonic() - start > 120:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import testinfra
 import yaml
-from conftest import CHURN, INVENTORY, PROJECT, SSH_CONFIG, one_line, playbook
+from conftest import CHURN, INVENTORY, SSH_CONFIG, lab_command, one_line, playbook
 
 testinfra_hosts = ["ansible://drifter"]
 HOSTS = {"drifter": 0, "lookout": 0}
@@ -148,6 +148,6 @@ def test_nothing_differs_after_logs_were_rotated(host, tmp_path):
 @pytest.mark.long
 def test_nothing_differs_after_a_reboot(host, tmp_path):
     for verb in ("stop", "start"):
-        subprocess.run([PROJECT / "tools/testhost", verb, SSH_CONFIG.parent.name, "drifter"], check=True)
+        subprocess.run(lab_command(verb, "drifter"), check=True)
     settled(host)
     nothing_differs(tmp_path)

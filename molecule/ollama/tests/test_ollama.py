@@ -7,28 +7,19 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from conftest import PROJECT, one_line, playbook
+from conftest import on, one_line, playbook
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="reaching test hosts from outside needs root")
 
 STORES = "/srv/llm/ollama"
 MODELS = "/srv/llm/models/onprem"
 PARIS = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-def on(name: str, command: str) -> str:
-    """What a command says, as root."""
-    words = [str(PROJECT / "tools/testhost"), "exec", "m-ollama", name, "bash", "-c", command]
-    done = subprocess.run(words, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, f"{name}: {command}\n{done.stdout}{done.stderr}"
-    return done.stdout.strip()
 
 
 @pytest.fixture

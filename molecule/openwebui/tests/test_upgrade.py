@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
-from conftest import PROJECT, command, environment, one_line
+from conftest import PROJECT, command, environment, on, one_line
 from killing import Run
 from lab import DATA, DOCUMENTS, KEPT, OLD, WEB, Chat, Content, embeddings, host, sql, way_back, web
 
@@ -125,12 +124,11 @@ def test_the_database_host_is_lost_when_the_service_is_down(chat, content):
     """Ansible skips a rescue where a host is not reached; here the old version must serve again."""
     run = Run(command("playbooks/web.yml", *DOCUMENTS), environment(), PROJECT)
     assert run.reaches(lambda begun: any(name.endswith(THERE[0]) for name, _ in begun)), run.output
-    exec_on = [str(PROJECT / "tools/testhost"), "exec", "m-openwebui", DATA, "bash", "-c"]
-    subprocess.run([*exec_on, "systemctl stop ssh.socket ssh; pkill -x sshd; pkill -x sshd-session; true"], check=True)
+    on(DATA, "systemctl stop ssh.socket ssh; pkill -x sshd; pkill -x sshd-session; true")
     try:
         run.process.wait(300)
     finally:
-        subprocess.run([*exec_on, "systemctl start ssh"], check=True)
+        on(DATA, "systemctl start ssh")
     said = one_line(run.output)
     assert f"{DATA}, which has the database of Open WebUI on {WEB}, is not reached, so that it was not kept" in said
     assert chat.ready() and chat.version() == "0.11.4"

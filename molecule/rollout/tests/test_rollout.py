@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from conftest import PROJECT, SCENARIO, command, environment, one_line, playbook
+from conftest import PROJECT, SCENARIO, command, environment, lab_command, on, one_line, playbook
 from killing import Run
 
 HOSTS = ("ro-a", "ro-b", "ro-c")
@@ -26,20 +26,6 @@ WATCH = 2
 #: What the tests begin with and come back to.
 BASE = {"revision": "v2", "build": "other"}
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="reaching test hosts from outside needs root")
-
-
-def inside(name: str, *words: str) -> list[str]:
-    return [str(PROJECT / "tools/testhost"), "exec", "m-rollout", name, *words]
-
-
-def on(name: str, script: str) -> str:
-    """What a command says on a host."""
-    said = subprocess.run(inside(name, "bash", "-c", script), check=True, capture_output=True, text=True)
-    return said.stdout.strip()
-
-
-def power(name: str, verb: str) -> None:
-    subprocess.run([PROJECT / "tools/testhost", verb, "m-rollout", name], check=True)
 
 
 def state(name: str) -> dict[str, Any]:
@@ -62,13 +48,13 @@ def load(key: str) -> Iterator[dict[str, Any]]:
     """Requests through the front door's loopback, as applications there send them; afterwards, what became of them."""
     on("ro-web", "mkdir -p /run/load")
     subprocess.run(
-        inside("ro-web", "tee", "/run/load/load.py"),
+        lab_command("exec", "ro-web", "tee", "/run/load/load.py"),
         input=(SCENARIO / "load.py").read_bytes(),
         check=True,
         capture_output=True,
     )
     url = "http://127.0.0.1:8480/engine/v1"
-    words = inside("ro-web", "python3", "/run/load/load.py", url, key, "assistant", str(RATE))
+    words = lab_command("exec", "ro-web", "python3", "/run/load/load.py", url, key, "assistant", str(RATE))
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         time.sleep(2)
         found: dict[str, Any] = {}
@@ -280,11 +266,11 @@ def test_the_next_run_makes_good_what_was_killed():
         run.goes_on(chance.uniform(0, 8))
         said.append(f"{kind} in {run.tasks[-1][0]}")
         if kind == host:
-            power(host, "kill")
+            subprocess.run(lab_command("kill", host), check=True)
             try:
                 run.wait(300)
             finally:
-                power(host, "start")
+                subprocess.run(lab_command("start", host), check=True)
         else:
             run.kill(everything=kind == "its processes")
     print("; ".join(said))

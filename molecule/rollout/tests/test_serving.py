@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from conftest import INVENTORY, PROJECT, SCENARIO, environment, one_line, playbook
+from conftest import INVENTORY, PROJECT, environment, lab_command, on, one_line, playbook
 
 DOOR, DOOR_ADDRESS = "ro-web", "10.77.214.14"
 SERVERS = {"10.77.214.11:9101": "ro-a", "10.77.214.12:9101": "ro-b", "10.77.214.13:9101": "ro-c"}
@@ -31,14 +31,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="reaching test hosts f
 
 def lab(*words: str) -> None:
     """Does something to a host: command, name, and more."""
-    command = [PROJECT / "tools/testhost", words[0], f"m-{SCENARIO.name}", *words[1:]]
-    subprocess.run(command, check=True, capture_output=True)
-
-
-def on(name: str, script: str) -> str:
-    """What a command says on a host."""
-    command = [str(PROJECT / "tools/testhost"), "exec", f"m-{SCENARIO.name}", name, "bash", "-c", script]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run(lab_command(*words), check=True, capture_output=True)
 
 
 @dataclass
