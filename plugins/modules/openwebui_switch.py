@@ -28,9 +28,9 @@ options:
       - V(tried) starts I(name) as I(unit) on a free port, and asks for its readiness, its schema and a login.
       - V(passed) moves the pointer to it. The service itself is started by who configures it.
       - V(withdrawn) ends the trial. V(back) puts the pointer and the uploads back and starts the version before.
-      - V(settled) writes down what serves.
+      - V(settled) writes down what serves. V(pruned) removes uploads that nothing needs any more.
     type: str
-    choices: [compared, asked, found, stopped, armed, tried, passed, withdrawn, back, settled]
+    choices: [compared, asked, found, stopped, armed, tried, passed, withdrawn, back, settled, pruned]
     required: true
   root: {description: Folder of the versions., type: path, required: true}
   facts: {description: The host's local facts., type: path, default: /etc/ansible/facts.d/onprem_llm.fact}
@@ -67,6 +67,7 @@ built: {description: Whether I(name) is there and complete., type: bool, returne
 restore: {description: The dump that must be restored now\, or nothing., type: str, returned: when withdrawn}
 cluster: {description: System identifier of the database's server., type: str, returned: when asked}
 dumps: {description: Names of the dumps still needed., type: list, elements: str, returned: when back or settled}
+spare: {description: Whether something is kept that nothing needs., type: bool, returned: when settled}
 why: {description: What I(why) said., type: str, returned: when withdrawn}
 needed: {description: Versions that a way back needs., type: list, elements: str, returned: when settled}
 seconds: {description: How long it took until the version answered., type: float, returned: when tried}
@@ -184,14 +185,15 @@ class Switch:
             config_files.write(difference, lambda command: (0, ""))
         return difference is not None
 
-    def prune(self) -> list[str]:
-        """Removes uploads that nothing needs any more; the names of the data that something needs."""
+    def dumps(self) -> list[str]:
+        """Names of the data that something needs."""
         before = self.record["previous"]
-        needed = [before["dump"]] if before and self.p["keep"] > 1 else []
-        for path in self.kept.iterdir() if self.kept.is_dir() else []:
-            if path.is_dir() and path.name not in needed and not self.module.check_mode:
-                shutil.rmtree(path)
-        return needed
+        return [before["dump"]] if before and self.p["keep"] > 1 else []
+
+    def spare(self) -> list[Path]:
+        """Uploads that nothing needs any more."""
+        folders = self.kept.iterdir() if self.kept.is_dir() else []
+        return [path for path in folders if path.is_dir() and path.name not in self.dumps()]
 
     def owed(self) -> str:
         wanted = self.record["wanted"] or self.record["good"]
@@ -296,7 +298,7 @@ class Switch:
         self.write({**self.record, "state": "failed", "dump": "", "restores": "", "wanted": None, "why": why}, debt)
         self.units.do("enable", "--now", UNIT)
         self.wait(UNIT, self.p["port"])
-        return {"changed": True, "dumps": self.prune()}
+        return {"changed": True, "dumps": self.dumps()}
 
     def settled(self) -> dict[str, Any]:
         if self.record["state"] in ("dumping", "failed"):
@@ -308,7 +310,14 @@ class Switch:
         facts = local_facts.keep(Path(self.p["facts"]), COMPONENT, section, [], self.module.check_mode)
         before = self.record["previous"]
         needed = [before["pointer"]] if before and self.p["keep"] > 1 else []
-        return {"changed": self.save() or facts.changed, "needed": needed, "dumps": self.prune()}
+        changed = self.save() or facts.changed
+        return {"changed": changed, "needed": needed, "dumps": self.dumps(), "spare": bool(self.spare())}
+
+    def pruned(self) -> dict[str, Any]:
+        spare = self.spare()
+        for path in spare:
+            shutil.rmtree(path)
+        return {"changed": bool(spare)}
 
     def end_trial(self) -> None:
         if self.units.vital(TRIAL)[0] not in ("inactive", "unknown"):
@@ -323,7 +332,19 @@ class Switch:
 
 
 def main() -> None:
-    states = ["compared", "asked", "found", "stopped", "armed", "tried", "passed", "withdrawn", "back", "settled"]
+    states = [
+        "compared",
+        "asked",
+        "found",
+        "stopped",
+        "armed",
+        "tried",
+        "passed",
+        "withdrawn",
+        "back",
+        "settled",
+        "pruned",
+    ]
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": states, "required": True},
