@@ -61,8 +61,9 @@ def listing(host: Any) -> list[str]:
 
 def settled(host: Any) -> None:
     """Until everything that starts has started."""
-    for _ in range(300):
-        if host.run("! systemctl list-jobs --no-legend | grep -q . && curl -fs http://127.0.0.1:3000/ready").succeeded:
+    asked = "python3 -c 'import urllib.request; urllib.request.urlopen(\"http://127.0.0.1:3000/ready\")'"
+    for _ in range(120):
+        if host.run(f"! systemctl list-jobs --no-legend | grep -q . && {asked}").succeeded:
             return
         time.sleep(1)
     pytest.fail(host.run("systemctl list-jobs; systemctl --failed").stdout)
