@@ -132,7 +132,7 @@ BAD = {
     "corrupt": ({"revision": "corrupt"}, "tensor|corrupt|load|magic|bounds"),
     "gibberish": ({"revision": "gibberish"}, "actsacts|capital of France"),
     "slow": ({"build": "slow"}, "tokens per second|tok/s"),
-    "memory": ({"flags": {"ctx-size": 400000}}, "oom|killed"),
+    "memory": ({"flags": {"ctx-size": 400000, "rope-scaling": "linear"}}, "oom|killed"),
     "crash": ({"build": "crash"}, "SEGV|core-dump|segfault|signal|died"),
 }
 
