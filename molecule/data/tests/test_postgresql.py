@@ -117,6 +117,13 @@ def test_the_server_comes_back_after_a_crash_with_its_data(password):
         time.sleep(1)
 
 
+def test_it_stops_in_good_order():
+    data1.check_output("systemctl stop %s", UNIT)
+    ended = data1.check_output("systemctl show --property=ActiveState,Result %s", UNIT)
+    data1.check_output("systemctl start %s", UNIT)
+    assert sorted(ended.split()) == ["ActiveState=inactive", "Result=success"], ended
+
+
 def test_a_run_that_broke_off_is_made_good_by_the_next():
     """Files were written, the service was not told: as after a run killed between the two."""
     start = "select pg_postmaster_start_time()"
