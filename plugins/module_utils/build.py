@@ -21,12 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
-from ansible_collections.onprem.llm.plugins.module_utils import transfer
+from ansible_collections.onprem.llm.plugins.module_utils import systemctl, transfer
 
 MARKER = ".complete"
 #: Beside what a killed run compiled: the boot it was compiled in.
 BOOT = ".boot"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class BuildError(Exception):
@@ -112,7 +111,7 @@ def alone(tree: Path, patience: float = 3600.0) -> Iterator[int]:
 # --- building
 
 
-def prepare(tree: Path, boot_id: Path = BOOT_ID) -> None:
+def prepare(tree: Path, boot_id: Path = systemctl.BOOT_ID) -> None:
     """An empty stage, and a folder to work in: that of a run that was killed, unless the host went down since."""
     stage, work, boot = beside(tree, "stage"), beside(tree, "work"), boot_id.read_text()
     remove(stage)

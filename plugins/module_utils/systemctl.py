@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 
 from ansible_collections.onprem.llm.plugins.module_utils import service
 
@@ -13,6 +14,7 @@ PROPERTIES = (
     "LoadState,ActiveState,UnitFileState,NeedDaemonReload,NRestarts,MainPID,"
     "InactiveExitTimestamp,ExecMainStartTimestamp,StateChangeTimestamp"
 )
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Units:
         """Its main process, and how often systemd restarted it by itself: both stay while it lives."""
         said = self.show(unit)
         return int(said.get("MainPID") or 0), int(said.get("NRestarts") or 0)
+
+    def boot(self) -> str:
+        """Which boot of the host this is."""
+        return BOOT_ID.read_text(encoding="ascii").strip()
 
     def do(self, *words: str) -> None:
         code, _, err = self.run(["systemctl", *words])

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,25 @@ def test_a_switch(lab: Lab) -> None:
     assert lab.serves("chat") == f"{new} 2.0"
     assert lab.record()["previous"]["links"][str(lab.root / "served/chat")] == old
     assert lab.good("compared", **wanted)["needed"] == "no"
+
+
+def test_a_host_that_went_down_is_no_service_that_died(lab: Lab) -> None:
+    """What came up with it is asked, and watched from then on; only what then dies, or answers badly, goes back."""
+    old = serving(lab)
+    for version, answer in (("2.0", "Paris"), ("3.0", "Rome")):
+        new = lab.weights("chat", version, answer="Paris")
+        lab.good(gate={"watch": 2}, **lab.wanted(version, {"chat": new}))
+        lab.weights("chat", version, answer=answer)
+        record = lab.record()
+        (lab.root / "record/engine.json").write_text(json.dumps(record | {"boot": "the one before", "since": 0}))
+        lab.unit("chat").start()
+        begun, said = time.monotonic(), lab.run("watched", gate={"watch": 2})
+        if answer == "Paris":
+            assert (said["state"], said["version"], said["previous"]) == ("good", "2.0", "1.0")
+            assert time.monotonic() - begun > 1.5, "it was not watched anew"
+            old = new
+    assert "does not match /paris/" in said["msg"] and said["rolled_back"]
+    assert lab.serves("chat") == f"{old} 2.0"
 
 
 def test_where_what_is_only_watched_answers(lab: Lab) -> None:

@@ -97,6 +97,7 @@ class Record:
     wanted: Configuration | None = None  # what a switch that is not through leads to
     found: Configuration | None = None  # what served before the first switch; nobody has asked it anything
     processes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # by unit, while it is watched
+    boot: str = ""  # of the host, in which these began
 
     @property
     def back(self) -> Configuration | None:
@@ -128,6 +129,7 @@ def parse(text: str, path: str) -> Record:
             since=float(said["since"]),
             why=said["why"],
             processes={unit: (int(one[0]), int(one[1])) for unit, one in said["processes"].items()},
+            boot=str(said.get("boot", "")),
             **parts,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

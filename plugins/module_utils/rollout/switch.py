@@ -125,20 +125,23 @@ class Switch:
             now = self.read()
             if now is None or now.state != record.WATCHING or now.wanted is None:
                 return False
-            # A clock that was set back does not make it longer.
-            until = time.monotonic() + min(self.rules["watch"], now.since + self.rules["watch"] - time.time())
+            wanted = now.wanted
             missed = dict.fromkeys(now.processes, 0)
             try:
+                if now.processes and now.boot != self.units.boot():
+                    now = self._up_again(now, wanted)
+                # A clock that was set back does not make it longer.
+                until = time.monotonic() + min(self.rules["watch"], now.since + self.rules["watch"] - time.time())
                 while True:
-                    for one in now.wanted.services:
+                    for one in wanted.services:
                         if one.unit in now.processes:
                             self._alive(one, now.processes[one.unit], missed)
                     if time.monotonic() >= until:
                         break
                     time.sleep(STEP)
             except Refused as refused:
-                self._back(now, now.wanted, refused, now.processes)
-            self._finish(now, now.wanted)
+                self._back(now, wanted, refused, now.processes)
+            self._finish(now, wanted)
             return True
 
     def beside(self, models: Sequence[str]) -> dict[str, str]:
@@ -179,6 +182,15 @@ class Switch:
             self._without_copies(self.read())
 
     # --- steps
+
+    def _up_again(self, now: Record, wanted: Configuration) -> Record:
+        """The host went down, not its services: what came up with it is asked, and watched from now on."""
+        asked = [one for one in wanted.services if one.unit in now.processes]
+        self._ready(asked)
+        processes = {one.unit: self.units.process(one.unit) for one in asked}
+        for one in asked:
+            self._ask(one)
+        return self.write(replace(now, since=time.time(), processes=processes, boot=self.units.boot()))
 
     def _without_copies(self, now: Record | None) -> None:
         # Its files go last: by them the next run finds it.
@@ -244,7 +256,8 @@ class Switch:
         if not swap or self.rules["watch"] == 0 or now.back is None or wanted.same(now.good) or not processes:
             self._finish(now, wanted)
         else:
-            self.write(replace(now, state=record.WATCHING, wanted=wanted, since=time.time(), processes=processes))
+            watching = replace(now, state=record.WATCHING, wanted=wanted, since=time.time())
+            self.write(replace(watching, processes=processes, boot=self.units.boot()))
 
     def _finish(self, now: Record, wanted: Configuration) -> None:
         previous = now.previous if now.good is None or wanted.same(now.good) else now.good
