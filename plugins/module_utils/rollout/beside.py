@@ -46,8 +46,8 @@ def ports(wanted: Configuration, now: Record | None) -> list[int]:
     before = now and (now.back if not wanted.same(now.back) else now.previous)
     found = set()
     for one in (*wanted.services, *(before.services if before else ())):
-        port = urlsplit(one.url).port
-        found |= {port, port + FURTHER} if port and one.beside else {port} if port else set()
+        if port := urlsplit(one.url).port:
+            found |= {port, port + FURTHER} if one.beside else {port}
     return sorted(found)
 
 

@@ -190,7 +190,12 @@ class Switch:
         processes = {one.unit: self.units.process(one.unit) for one in asked}
         for one in asked:
             self._ask(one)
-        return self.write(replace(now, since=time.time(), processes=processes, boot=self.units.boot()))
+        return self._watch(now, wanted, processes)
+
+    def _watch(self, now: Record, wanted: Configuration, processes: Mapping[str, tuple[int, int]]) -> Record:
+        """From now on these processes, and no others of their units, may serve."""
+        watching = replace(now, state=record.WATCHING, wanted=wanted, since=time.time())
+        return self.write(replace(watching, processes=processes, boot=self.units.boot()))
 
     def _without_copies(self, now: Record | None) -> None:
         # Its files go last: by them the next run finds it.
@@ -256,8 +261,7 @@ class Switch:
         if not swap or self.rules["watch"] == 0 or now.back is None or wanted.same(now.good) or not processes:
             self._finish(now, wanted)
         else:
-            watching = replace(now, state=record.WATCHING, wanted=wanted, since=time.time())
-            self.write(replace(watching, processes=processes, boot=self.units.boot()))
+            self._watch(now, wanted, processes)
 
     def _finish(self, now: Record, wanted: Configuration) -> None:
         previous = now.previous if now.good is None or wanted.same(now.good) else now.good
