@@ -14,7 +14,8 @@ Environment:
   ONPREM_MINUTES  a call ends after about this time; the next one goes on (55). An unfinished count shows as skipped.
   ONPREM_SEED     repeats the moments of a failed call
   ONPREM_KEEP     1 leaves the hosts of a failed call running
-State and outputs: .cache/long/rollout-kills.json, .cache/long/rollout-kills.log
+  ONPREM_LAB      which hosts (1): two calls may count side by side, on hosts 1 and 2
+State and outputs: .cache/long/rollout-kills-LAB.json, .cache/long/rollout-kills-LAB.log
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ from killing import PROJECT, Run, load, save
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="test hosts need root")
 
-FOLDER = PROJECT / ".cache/long/rollout-kills"
+NUMBER = int(os.environ.get("ONPREM_LAB", "1"))
+LAB, NET = f"long-rollout-{NUMBER}", f"10.77.{222 + NUMBER}"
+FOLDER = PROJECT / f".cache/long/rollout-kills-{NUMBER}"
 LOG = FOLDER.with_suffix(".log")
-LAB = "long-rollout"
 TESTHOST, HUB = str(PROJECT / "tools/testhost"), str(PROJECT / "tests/hub/hub")
 STATE = Path(os.environ.get("TESTHOST_STATE", "/var/lib/testhosts")) / LAB
 KILLS = int(os.environ.get("ONPREM_KILLS", "3"))
@@ -46,7 +48,7 @@ COUNT = FOLDER.with_suffix(".json")
 SEED = load(COUNT)["seed"]
 #: One after the other, before a run is left alone.
 PER_ROUND = 3
-HOSTS = {"rk-a": "10.77.223.11", "rk-b": "10.77.223.12", "rk-web": "10.77.223.13"}
+HOSTS = {"rk-a": f"{NET}.11", "rk-b": f"{NET}.12", "rk-web": f"{NET}.13"}
 ENGINES = ("rk-a", "rk-b")
 #: How long a run may go on after a host lost its power: ssh gives it up after 15 s, each task in a row anew.
 PATIENCE = 180
@@ -106,11 +108,11 @@ class Site:
         hosts = [{"name": name, "ip": ip, "image": "trixie"} for name, ip in HOSTS.items()]
         given = FOLDER / "given"
         given.mkdir()
-        lab = {"lab": LAB, "network": "10.77.223.0/24", "hosts": hosts, "binds": {str(given): "/srv/lab"}}
+        lab = {"lab": LAB, "network": f"{NET}.0/24", "hosts": hosts, "binds": {str(given): "/srv/lab"}}
         subprocess.run([TESTHOST, "up"], input=json.dumps(lab), text=True, check=True)
         # The hub packs llama.cpp once for all labs; its archive is all that is wanted of it.
         lock = FOLDER / "lock.yml"
-        subprocess.run([HUB, "up", "--name", LAB, "--listen", "10.77.223.1:8090", "--lock", lock], check=True)
+        subprocess.run([HUB, "up", "--name", LAB, "--listen", f"{NET}.1:8090", "--lock", lock], check=True)
         (url,) = re.findall(r"url: (\S+/artifacts/\S+)", lock.read_text())
         archive = given / "llama.tar.gz"
         subprocess.run(["curl", "--noproxy", "*", "-sSfo", archive, url], check=True)

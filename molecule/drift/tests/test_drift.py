@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import testinfra
-import yaml
 from conftest import CHURN, INVENTORY, SSH_CONFIG, lab_command, one_line, playbook
+from mutations import MUTATIONS, drift, look_at
 
 testinfra_hosts = ["ansible://drifter"]
 HOSTS = {"drifter": 0, "lookout": 0}
-MUTATIONS: dict[str, list[dict[str, str]]] = yaml.safe_load(Path(__file__).with_name("mutations.yml").read_text())
 # What services, logs and the kernel write by themselves; packages that the labs of this machine share; Ansible's own
 # temporary folder in the home of the account that logs in.
 BUSY = (*CHURN, "/proc", "/sys", "/dev", "/run", "/tmp", "/var/log", "/var/tmp", "/var/cache/openwebui")
@@ -36,14 +35,6 @@ def lookout() -> Any:
         text = (SSH_CONFIG.parent / name).read_text().replace(f"{SSH_CONFIG.parent}/", "~/.ssh/")
         host.check_output(f"umask 077; printf %s {shlex.quote(text)} > ~root/.ssh/{target}")
     return host
-
-
-def drift(folder: Path) -> tuple[int, dict[str, Any], str]:
-    """Exit code, report and output of a look."""
-    report = folder / "drift.json"
-    done = playbook("playbooks/drift.yml", "--extra-vars", f"drift_json={report}")
-    assert report.exists(), done.stdout + done.stderr
-    return done.returncode, json.loads(report.read_text()), done.stdout
 
 
 def nothing_differs(folder: Path) -> None:
@@ -67,30 +58,6 @@ def settled(host: Any) -> None:
             return
         time.sleep(1)
     pytest.fail(host.run("systemctl list-jobs; systemctl --failed").stdout)
-
-
-def named(mutation: dict[str, str], report: dict[str, Any]) -> bool:
-    return any(
-        re.fullmatch(mutation["what"], one["what"]) and re.search(mutation.get("how", ""), one["how"])
-        for one in report["differences"]
-    )
-
-
-def look_at(host: Any, mutations: list[dict[str, str]], folder: Path) -> None:
-    """Do them all, look, undo what site.yml does not put right."""
-    for one in mutations:
-        done = host.run(f"set -e\n{one['do']}")
-        assert done.rc == 0, f"{one['name']}: {done.stderr}"
-    try:
-        code, report, said = drift(folder)
-        missing = [one["name"] for one in mutations if not named(one, report)]
-        assert not missing, f"not named: {missing}\n{said}"
-        assert (code, report["ok"], report["not_looked_at"]) == (2, False, []), said
-        for secret in INVENTORY.glob("secrets/*"):
-            assert secret.is_dir() or secret.read_text().strip() not in said + json.dumps(report), secret.name
-    finally:
-        for one in mutations:
-            host.check_output(one.get("undo", "true"))
 
 
 def site_puts_it_right(host: Any, folder: Path) -> None:
@@ -124,9 +91,18 @@ def test_the_control_host_looks_every_night_in_a_sandbox(lookout):
     assert float(re.findall(r"\d+[.]\d", said)[0]) <= 1.5, said
 
 
+def look_and_undo(host: Any, mutations: list[dict[str, str]], folder: Path) -> None:
+    """Undone is what site.yml does not put right."""
+    try:
+        look_at(host, mutations, folder)
+    finally:
+        for one in mutations:
+            host.check_output(one.get("undo", "true"))
+
+
 def test_each_change_is_named(host, tmp_path):
     assert sum(map(len, MUTATIONS.values())) >= 40
-    look_at(host, MUTATIONS["together"], tmp_path)
+    look_and_undo(host, MUTATIONS["together"], tmp_path)
 
 
 @pytest.mark.long
@@ -136,7 +112,7 @@ def test_site_puts_them_right(host, tmp_path):
 
 @pytest.mark.long
 def test_what_stopped_hides_nothing_else(host, tmp_path):
-    look_at(host, MUTATIONS["alone"], tmp_path)
+    look_and_undo(host, MUTATIONS["alone"], tmp_path)
     site_puts_it_right(host, tmp_path)
 
 
