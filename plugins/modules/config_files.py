@@ -39,7 +39,7 @@ EXAMPLES = r"""
   onprem.llm.config_files:
     files:
       - path: /etc/systemd/system/example.service
-        content: "{{ lookup('ansible.builtin.template', 'example.service.j2') }}"
+        content: "{{ lookup('onprem.llm.template', 'example.service.j2') }}"
       - path: /etc/onprem-llm/example/key
         content: "{{ example_key }}\n"
         mode: "0600"

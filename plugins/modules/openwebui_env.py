@@ -41,7 +41,7 @@ EXAMPLES = r"""
 - name: Write the environment
   onprem.llm.openwebui_env:
     path: /etc/onprem-llm/openwebui/openwebui.env
-    content: "{{ lookup('ansible.builtin.template', 'openwebui.env.j2') }}"
+    content: "{{ lookup('onprem.llm.template', 'openwebui.env.j2') }}"
     stamp: ONPREM_LLM_RUNNING
     tree: /opt/onprem-llm/openwebui/0.12.4-py3.11-0123abcd
     mode: "0600"

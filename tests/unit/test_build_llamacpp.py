@@ -115,7 +115,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for name, change in KEYS.items()
         for name, content in (
             (name, "{{ [__llamacpp_key, __llamacpp_architectures, argv] | to_json }}"),
-            (f"{name}.unit", f"{{{{ lookup('ansible.builtin.template', '{template}') }}}}"),
+            (f"{name}.unit", f"{{{{ lookup('onprem.llm.template', '{template}') }}}}"),
         )
     ]
     files = [str(PROJECT / f"roles/llamacpp/{kind}/main.yml") for kind in ("defaults", "vars")]

@@ -163,7 +163,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     play = {"hosts": "localhost", "connection": "local", "gather_subset": ["!all", "python"], "tasks": tasks}
     files = [str(PROJECT / f"roles/openwebui/{kind}/main.yml") for kind in ("defaults", "vars")]
     template = PROJECT / "roles/openwebui/templates/openwebui.env.j2"
-    content = f"{{{{ lookup('ansible.builtin.template', '{template}') }}}}"
+    content = f"{{{{ lookup('onprem.llm.template', '{template}') }}}}"
     renders = [
         {
             "name": f"Render {name}",

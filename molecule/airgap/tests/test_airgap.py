@@ -83,7 +83,13 @@ def test_the_engine_is_the_one_of_the_lock(hosts, name):
     assert marker["sha256"] == SITE["lock_llamacpp"]["sha256"]
 
 
-@pytest.mark.parametrize(("limit", "source"), [((), "fleet"), (("--limit", "gpu2"), "hubs")], ids=["fleet", "mirror"])
+@pytest.mark.parametrize(
+    ("limit", "source"),
+    [
+        pytest.param((), "fleet", id="fleet", marks=pytest.mark.long),
+        pytest.param(("--limit", "gpu2"), "hubs", id="mirror"),
+    ],
+)
 def test_a_host_without_models_on_its_disk_takes_them_from_the_other(hosts, limit, source):
     """While that takes part, from the fleet; else, as a host that joins late, from the mirror: for it a source."""
     assert not hosts["gpu2"].file("/mnt/bundle/models").exists

@@ -58,8 +58,9 @@ def test_killed_runs_are_made_good_by_the_next(host, secrets, ca_file):
     host.check_output(DAMAGE)
     assert not answers(secrets, ca_file)
     where = []
-    for stage, tasks in STAGES.items():
-        number = chance.randrange(3, tasks)
+    # The stage `kill` of make test-long hits all of them, often.
+    for stage in sorted(chance.sample([*STAGES], 3), key=[*STAGES].index):
+        number = chance.randrange(3, STAGES[stage])
         run = Run(command(f"playbooks/{stage}.yml"), environment(), PROJECT)
         if run.reaches(lambda begun, number=number: len(begun) >= number):
             run.goes_on(chance.uniform(0, 0.5))
