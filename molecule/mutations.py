@@ -23,6 +23,13 @@ def drift(folder: Path) -> tuple[int, dict[str, Any], str]:
     return done.returncode, json.loads(report.read_text()), done.stdout
 
 
+def nothing_differs(folder: Path, *hosts: str) -> None:
+    """Of these hosts, all of the inventory."""
+    code, report, said = drift(folder)
+    assert report["differences"] == [] and report["not_looked_at"] == [], said
+    assert (code, report["ok"], report["hosts"]) == (0, True, dict.fromkeys(hosts, 0)), said
+
+
 def named(mutation: Mutation, report: dict[str, Any]) -> bool:
     return any(
         re.fullmatch(mutation["what"], one["what"]) and re.search(mutation.get("how", ""), one["how"])

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import testinfra
 from conftest import CHURN, INVENTORY, SSH_CONFIG, lab_command, one_line, playbook
-from mutations import MUTATIONS, drift, look_at
+from mutations import MUTATIONS, Mutation, look_at, nothing_differs
 
 testinfra_hosts = ["ansible://drifter"]
-HOSTS = {"drifter": 0, "lookout": 0}
+HOSTS = ("drifter", "lookout")
 # What services, logs and the kernel write by themselves; packages that the labs of this machine share; Ansible's own
 # temporary folder in the home of the account that logs in.
 BUSY = (*CHURN, "/proc", "/sys", "/dev", "/run", "/tmp", "/var/log", "/var/tmp", "/var/cache/openwebui")
@@ -35,12 +35,6 @@ def lookout() -> Any:
         text = (SSH_CONFIG.parent / name).read_text().replace(f"{SSH_CONFIG.parent}/", "~/.ssh/")
         host.check_output(f"umask 077; printf %s {shlex.quote(text)} > ~root/.ssh/{target}")
     return host
-
-
-def nothing_differs(folder: Path) -> None:
-    code, report, said = drift(folder)
-    assert report["differences"] == [] and report["not_looked_at"] == [], said
-    assert (code, report["ok"], report["hosts"]) == (0, True, HOSTS), said
 
 
 def listing(host: Any) -> list[str]:
@@ -70,7 +64,7 @@ def site_puts_it_right(host: Any, folder: Path) -> None:
         done = playbook("site.yml")
     assert done.returncode == 0, done.stdout + done.stderr
     settled(host)
-    nothing_differs(folder)
+    nothing_differs(folder, *HOSTS)
 
 
 def test_a_control_host_finds_nothing_on_untouched_hosts_and_writes_nothing(host, lookout):
@@ -78,7 +72,7 @@ def test_a_control_host_finds_nothing_on_untouched_hosts_and_writes_nothing(host
     done = lookout.run("systemctl start onprem-llm-drift")
     assert done.rc == 0, lookout.check_output("journalctl -u onprem-llm-drift --no-pager -o cat")
     report = json.loads(lookout.check_output("cat /var/lib/onprem-llm-drift/report.json"))
-    assert (report["ok"], report["hosts"], report["differences"]) == (True, HOSTS, [])
+    assert (report["ok"], report["hosts"], report["differences"]) == (True, dict.fromkeys(HOSTS, 0), [])
     assert sorted({*before} ^ {*listing(host)}) == []
     metrics = lookout.check_output("cat /var/lib/metrics/onprem_llm_drift.prom")
     assert 'onprem_llm_drift_differences{host="drifter"} 0\n' in metrics
@@ -91,7 +85,7 @@ def test_the_control_host_looks_every_night_in_a_sandbox(lookout):
     assert float(re.findall(r"\d+[.]\d", said)[0]) <= 1.5, said
 
 
-def look_and_undo(host: Any, mutations: list[dict[str, str]], folder: Path) -> None:
+def look_and_undo(host: Any, mutations: list[Mutation], folder: Path) -> None:
     """Undone is what site.yml does not put right."""
     try:
         look_at(host, mutations, folder)
@@ -119,7 +113,7 @@ def test_what_stopped_hides_nothing_else(host, tmp_path):
 @pytest.mark.long
 def test_nothing_differs_after_logs_were_rotated(host, tmp_path):
     host.check_output("logrotate --force /etc/logrotate.conf")
-    nothing_differs(tmp_path)
+    nothing_differs(tmp_path, *HOSTS)
 
 
 @pytest.mark.long
@@ -127,4 +121,4 @@ def test_nothing_differs_after_a_reboot(host, tmp_path):
     for verb in ("stop", "start"):
         subprocess.run(lab_command(verb, "drifter"), check=True)
     settled(host)
-    nothing_differs(tmp_path)
+    nothing_differs(tmp_path, *HOSTS)
