@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import testinfra
-from conftest import CHURN, INVENTORY, SSH_CONFIG, lab_command, one_line, playbook
+from conftest import CHURN, INVENTORY, PROJECT, SSH_CONFIG, lab_command, one_line, playbook
 from mutations import MUTATIONS, Mutation, look_at, nothing_differs
 
 testinfra_hosts = ["ansible://drifter"]
@@ -67,12 +67,16 @@ def site_puts_it_right(host: Any, folder: Path) -> None:
     nothing_differs(folder, *HOSTS)
 
 
-def test_a_control_host_finds_nothing_on_untouched_hosts_and_writes_nothing(host, lookout):
-    before = listing(host)
+def the_control_host_finds_nothing(lookout: Any) -> None:
     done = lookout.run("systemctl start onprem-llm-drift")
     assert done.rc == 0, lookout.check_output("journalctl -u onprem-llm-drift --no-pager -o cat")
     report = json.loads(lookout.check_output("cat /var/lib/onprem-llm-drift/report.json"))
     assert (report["ok"], report["hosts"], report["differences"]) == (True, dict.fromkeys(HOSTS, 0), [])
+
+
+def test_a_control_host_finds_nothing_on_untouched_hosts_and_writes_nothing(host, lookout):
+    before = listing(host)
+    the_control_host_finds_nothing(lookout)
     assert sorted({*before} ^ {*listing(host)}) == []
     metrics = lookout.check_output("cat /var/lib/metrics/onprem_llm_drift.prom")
     assert 'onprem_llm_drift_differences{host="drifter"} 0\n' in metrics
@@ -83,6 +87,30 @@ def test_the_control_host_looks_every_night_in_a_sandbox(lookout):
     assert lookout.service("onprem-llm-drift.timer").is_running
     said = lookout.check_output("systemd-analyze security --no-pager onprem-llm-drift.service | tail -1")
     assert float(re.findall(r"\d+[.]\d", said)[0]) <= 1.5, said
+
+
+@pytest.mark.long
+def test_the_control_host_reads_secrets_in_a_vault(lookout, tmp_path):
+    secret, settings = INVENTORY / "secrets/engine_api_key", INVENTORY / "group_vars/drift.yml"
+    clear = secret.read_bytes()
+    password = tmp_path / "vault"
+    password.write_text("of the vault\n")
+    lookout.check_output("umask 077; echo of the vault > ~root/vault")
+    settings.write_text("drift_vault_password_file: /root/vault\n")
+    with_password = ("--vault-password-file", str(password))
+    subprocess.run([PROJECT / ".venv/bin/ansible-vault", "encrypt", *with_password, secret], check=True)
+    try:
+        done = playbook("playbooks/observe.yml", *with_password)
+        assert done.returncode == 0, done.stdout + done.stderr
+        the_control_host_finds_nothing(lookout)
+        lookout.check_output("echo of another > ~root/vault")
+        assert lookout.run("systemctl start onprem-llm-drift").failed
+        assert "Decryption failed" in lookout.check_output("journalctl -u onprem-llm-drift --no-pager -o cat")
+    finally:
+        secret.write_bytes(clear)
+        settings.unlink()
+        done = playbook("playbooks/observe.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def look_and_undo(host: Any, mutations: list[Mutation], folder: Path) -> None:
