@@ -95,15 +95,16 @@ def test_the_control_host_reads_secrets_in_a_vault(lookout, tmp_path):
     clear = secret.read_bytes()
     password = tmp_path / "vault"
     password.write_text("of the vault\n")
-    lookout.check_output("umask 077; echo of the vault > ~root/vault")
-    settings.write_text("drift_vault_password_file: /root/vault\n")
+    there = lookout.user("root").home + "/vault"
+    lookout.check_output(f"umask 077; echo of the vault > {there}")
+    settings.write_text(f"drift_vault_password_file: {there}\n")
     with_password = ("--vault-password-file", str(password))
     subprocess.run([PROJECT / ".venv/bin/ansible-vault", "encrypt", *with_password, secret], check=True)
     try:
         done = playbook("playbooks/observe.yml", *with_password)
         assert done.returncode == 0, done.stdout + done.stderr
         the_control_host_finds_nothing(lookout)
-        lookout.check_output("echo of another > ~root/vault")
+        lookout.check_output(f"echo of another > {there}")
         assert lookout.run("systemctl start onprem-llm-drift").failed
         assert "Decryption failed" in lookout.check_output("journalctl -u onprem-llm-drift --no-pager -o cat")
     finally:
