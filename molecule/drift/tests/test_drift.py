@@ -97,10 +97,10 @@ def test_the_control_host_reads_secrets_in_a_vault(lookout, tmp_path):
     password.write_text("of the vault\n")
     there = lookout.user("root").home + "/vault"
     lookout.check_output(f"umask 077; echo of the vault > {there}")
-    settings.write_text(f"drift_vault_password_file: {there}\n")
     with_password = ("--vault-password-file", str(password))
-    subprocess.run([PROJECT / ".venv/bin/ansible-vault", "encrypt", *with_password, secret], check=True)
     try:
+        settings.write_text(f"drift_vault_password_file: {there}\n")
+        subprocess.run([PROJECT / ".venv/bin/ansible-vault", "encrypt", *with_password, secret], check=True)
         done = playbook("playbooks/observe.yml", *with_password)
         assert done.returncode == 0, done.stdout + done.stderr
         the_control_host_finds_nothing(lookout)
