@@ -10,10 +10,14 @@ from ansible_collections.onprem.llm.plugins.module_utils.rollout import back
 STORE = "/srv/llm/models/hub/onprem/tiny"
 
 
-def host(version: str = "2", revision: str = "v2", before: str = "1", owes: str = "") -> dict[str, Any]:
+def host(
+    version: str = "2", revision: str = "v2", before: str = "1", owes: str = "", state: str = ""
+) -> dict[str, Any]:
+    """``state``: empty for facts of an older release, which do not have it."""
     models = {"assistant": {"pointer": f"{STORE}/{revision}", "previous": f"{STORE}/v1" if before else ""}}
     previous = {"version": before, "pointer": "/opt/1"} if before else {}
     section = {"version": version, "pointer": f"/opt/{version}", "previous": previous, "models": models}
+    section |= {"state": state} if state else {}
     debts = [{"component": owes, "what": "rollout", "why": "it broke off"}] if owes else []
     return {"format": 1, "components": {"llamacpp": section}, "debts": debts}
 
@@ -48,7 +52,7 @@ def test_a_host_that_is_still_on_the_former_version_is_not_taken_further_back() 
     )
     assert "assistant from" in turns(a=host(revision="v2"), b=host(revision="v3"))["refused"]
     # Options differ in neither: whoever still owes the change has not come to it, or not to its end.
-    assert "nothing is owed on a and a change is owed on b" in turns(a=host(), b=host(owes="llamacpp"))["refused"]
+    assert "none on a and a change is under way on b" in turns(a=host(), b=host(owes="llamacpp"))["refused"]
     assert turns(a=host(), b=host(owes="nginx"))["refused"] == ""
 
 
@@ -88,5 +92,18 @@ def test_a_change_that_is_not_through_is_what_it_goes_back_from() -> None:
     found = turns(a=host(before="", owes="llamacpp"), b=host(owes="llamacpp"))
     step = "llamacpp from a change that is not through"
     assert found["going"] == {"a": step, "b": step}
+    begun = {now: turns(a=host(before="", owes="llamacpp", state=now)) for now in ("switching", "watching", "failed")}
+    assert {now: found["going"]["a"] for now, found in begun.items()} == dict.fromkeys(begun, step)
     nothing = {"format": 1, "components": {}, "debts": [{"component": "llamacpp", "what": "rollout", "why": "?"}]}
     assert list(turns(a=nothing)["going"]) == ["a"]
+
+
+def test_a_change_that_is_owed_and_has_not_begun_is_none() -> None:
+    """A run that ended in the canary's turn: the others owe the change, and serve with what they had."""
+    waits = host(owes="llamacpp", state="good")
+    assert turns(b=waits, c=waits)["going"]["b"] == "llamacpp from 2 to 1, assistant from v2 to v1"
+    assert turns(b=host(before="", owes="llamacpp", state="good"))["left"] == {
+        "b": "it has served with no other llamacpp before"
+    }
+    refused = turns(a=host(owes="llamacpp", state="watching"), b=waits, c=waits)["refused"]
+    assert "a change is under way on a and none on b, c. One step back is not the same for all of them" in refused

@@ -33,6 +33,7 @@ def test_the_section_names_what_serves_and_what_was_before() -> None:
     assert facts.section(record) == {
         "version": "2",
         "pointer": "/opt/llm/llamacpp/2-source",
+        "state": "good",
         "previous": {"version": "1", "pointer": "/opt/llm/llamacpp/1-source"},
         "models": {"chat": {"pointer": "/srv/llm/models/o/m/b", "previous": "/srv/llm/models/o/m/a"}},
     }

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from ansible_collections.onprem.llm.plugins.module_utils.rollout.record import GOOD
+
 
 class Turns(TypedDict):
     going: dict[str, str]
@@ -21,20 +23,23 @@ def turns(component: str, hosts: Mapping[str, Mapping[str, Any] | None]) -> Turn
     """``hosts``: the local facts of each; ``None`` of one that did not answer.
 
     Hosts that serve differently do not go together: one step back is the former version for some of them, and one
-    older than that for those that have not come to the new one, or went back from it already.
+    older than that for those that have not come to the new one, or went back from it already. Of a host in the midst
+    of a change it is what serves, or served until then; a change that is owed and has not begun does not count.
     """
     left: dict[str, str] = {}
     sections: dict[str, Mapping[str, Any]] = {}
-    owing: dict[str, bool] = {}
+    changing: dict[str, bool] = {}
     for host, facts in hosts.items():
         section = (facts or {}).get("components", {}).get(component, {})
         owes = any(one["component"] == component and one["what"] == "rollout" for one in (facts or {}).get("debts", []))
+        # Facts of an older release do not tell one that is owed from one that has begun.
+        begun = section["state"] != GOOD if "state" in section else owes
         if facts is None:
             left[host] = "nobody could ask it; when it answers: the same again with --limit " + host
-        elif not section.get("previous") and not owes:
+        elif not section.get("previous") and not begun:
             left[host] = f"it has served with no other {component} before"
         else:
-            sections[host], owing[host] = section, owes
+            sections[host], changing[host] = section, begun
     versions = {host: str(one.get("version", "nothing that passed")) for host, one in sections.items()}
     seen = [("", versions)]
     for model in sorted({model for one in sections.values() for model in one.get("models", {})}):
@@ -45,7 +50,7 @@ def turns(component: str, hosts: Mapping[str, Mapping[str, Any] | None]) -> Turn
     former = {host: _short(str((one.get("previous") or {}).get("pointer", ""))) for host, one in sections.items()}
     apart = any(trees[host] == before != trees[other] for host in trees for other, before in former.items())
     seen += [("", trees)] if apart and len(set(versions.values())) == 1 else []
-    seen.append(("", {host: "a change is owed" if owes else "nothing is owed" for host, owes in owing.items()}))
+    seen.append(("", {host: "a change is under way" if now else "none" for host, now in changing.items()}))
     differing = [_by_value(what, values) for what, values in seen if len(set(values.values())) > 1]
     refused = ""
     if differing:
@@ -57,7 +62,7 @@ def turns(component: str, hosts: Mapping[str, Mapping[str, Any] | None]) -> Turn
         stay = "; ".join(f"{host}: {why}" for host, why in left.items())
         refused = f"No host of this run can go back with {component}. {stay}. Nothing was changed."
     return {
-        "going": {host: _step(component, one, owing[host]) for host, one in sections.items()},
+        "going": {host: _step(component, one, changing[host]) for host, one in sections.items()},
         "left": left,
         "refused": refused,
     }
@@ -71,9 +76,9 @@ def _by_value(what: str, values: Mapping[str, str]) -> str:
     return what + " and ".join(f"{value} on {', '.join(those)}" for value, those in hosts.items())
 
 
-def _step(component: str, section: Mapping[str, Any], owes: bool) -> str:
+def _step(component: str, section: Mapping[str, Any], changing: bool) -> str:
     """What changes by going back; what an unfinished change had brought is not in the facts."""
-    if owes:
+    if changing:
         return f"{component} from a change that is not through"
     before = section["previous"]
     said = []

@@ -26,16 +26,17 @@ OWED = {
 
 
 def section(record: Record) -> dict[str, Any]:
-    """``{version, pointer, previous: {version, pointer}, models: {name: {pointer, previous}}}`` of what is good.
+    """``{version, pointer, state, previous: {version, pointer}, models: {name: {pointer, previous}}}`` of what is good.
 
-    Pointers are what links lead to: ``current`` that of the component, any other that of a model. Empty while nothing
-    was ever good.
+    ``state`` is that of the record. Pointers are what links lead to: ``current`` that of the component, any other that
+    of a model. Empty while nothing was ever good.
     """
     if record.good is None:
         return {}
     before = _models(record.previous) if record.previous else {}
     return {
         **_one(record.good),
+        "state": record.state,
         "previous": _one(record.previous) if record.previous else {},
         "models": {
             name: {"pointer": to, "previous": before.get(name, "")} for name, to in _models(record.good).items()
