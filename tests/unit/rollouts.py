@@ -202,7 +202,7 @@ class Host:
         if words[0] == "journalctl":
             return 0, "the journal of " + words[-1].split("=")[1]
         verb, unit = words[1], self.units.get(words[-1])
-        if unit is None and verb == "restart" and "@" in words[-1]:
+        if unit is None and verb in ("enable", "restart") and "@" in words[-1]:
             unit = self.units[words[-1]] = Unit(self, words[-1])
         if verb == self.fails:
             self.fails = ""

@@ -191,6 +191,17 @@ def test_where_what_is_only_watched_answers(lab: Lab) -> None:
     lab.good(gate={"watch": 2}, **wanted)
     said = lab.good("compared", **wanted)
     assert (said["needed"], said["restarts"], said["urls"]) == ("watch", [], [url])
+    # Or before it sent them to another port.
+    record = lab.record()
+    record["good"]["services"][0]["url"] = "http://127.0.0.1:9"
+    (lab.root / "record/engine.json").write_text(json.dumps(record))
+    said = lab.good("compared", **wanted)
+    assert (said["needed"], said["urls"]) == ("watch", [url])
+    assert [(one["url"], one["becomes"], one["beside"]) for one in said["restarts"]] == [
+        ("http://127.0.0.1:9", url, False)
+    ]
+    record["good"]["services"][0]["url"] = url
+    (lab.root / "record/engine.json").write_text(json.dumps(record))
     lab.good("watched", gate={"watch": 1})
     lab.good("previous", gate={"watch": 2})
     said = lab.good("previous", check=True)
@@ -400,7 +411,7 @@ def test_a_copy_answers_while_the_original_is_replaced(lab: Lab) -> None:
     assert (said["changed"], said["moves"]) == (True, {here: there})
     assert lab.serves("chat") == f"{old} 1.0", "the original is left alone"
     assert lab.serves("chat--beside") == f"{old} 1.0"
-    assert not lab.unit("chat--beside").enabled, "after a reboot the original is enough"
+    assert lab.unit("chat--beside").enabled, "a host that starts again here is asked at the copy"
     assert not lab.good("beside", models=["chat"])["changed"]
     lab.good(**wanted)
     assert lab.serves("chat").endswith("2.0") and lab.serves("chat--beside") == f"{old} 1.0"
@@ -413,8 +424,23 @@ def test_a_copy_answers_while_the_original_is_replaced(lab: Lab) -> None:
     assert lab.good("alone", check=True)["moves"] == {here: there}
     assert lab.good("alone")["changed"]
     assert lab.serves("chat--beside") == "" and not lab.env("chat--beside").exists()
-    assert not lab.good("alone")["changed"]
+    assert not lab.unit("chat--beside").enabled and not lab.good("alone")["changed"]
     assert lab.good("compared", **wanted)["needed"] == "no"
+    whole(lab)
+
+
+def test_a_copy_answers_on_where_the_way_back_fails_too(lab: Lab) -> None:
+    old = lab.weights("chat", "old")
+    lab.good(**lab.wanted("1.0", {"chat": old}, beside=True))
+    lab.good("beside", models=["chat"])
+    lab.weights("chat", "old", starts=False)
+    answer = lab.run("present", **lab.wanted("2.0", {"chat": lab.weights("chat", "new", answer="Rome")}, beside=True))
+    assert "Going back to 1.0 did not succeed either" in answer["msg"]
+    assert "Until then its copy answers on (engine@chat--beside.service)." in answer["msg"]
+    assert lab.good("alone", check=True)["moves"] == {} and not lab.good("alone")["changed"]
+    assert (lab.serves("chat"), lab.serves("chat--beside")) == ("", f"{old} 1.0")
+    lab.good(**lab.wanted("3.0", {"chat": lab.weights("chat", "newer")}, beside=True))
+    assert lab.good("alone")["changed"]
     whole(lab)
 
 

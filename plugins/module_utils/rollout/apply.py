@@ -34,9 +34,7 @@ def remove(path: str) -> None:
         os.rmdir(folder)
 
 
-def apply(
-    wanted: Configuration, left: Sequence[compare.Gone], units: systemctl.Units, at_boot: bool = True
-) -> list[str]:
+def apply(wanted: Configuration, left: Sequence[compare.Gone], units: systemctl.Units) -> list[str]:
     """Links, files and services as wanted, and nothing of what is ``left`` over; the units that were restarted.
 
     First what is left over, so that its memory and its port are free. OSError, FileError or ServiceError when a step
@@ -61,7 +59,7 @@ def apply(
     # Also where nothing is to be restarted: the run before may have broken off before it.
     units.do("daemon-reload")
     for unit, actions in owed.items():
-        if "enable" in actions and at_boot:
+        if "enable" in actions:
             units.do("enable", unit)
     restarts = [unit for unit, actions in owed.items() if "restart" in actions]
     # The port or the memory that one needs now may be what another has until it stops.

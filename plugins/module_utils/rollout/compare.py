@@ -145,7 +145,9 @@ def look(
     if record and record.state in UNFINISHED:
         broke_off = f"the switch to {record.wanted.version if record.wanted else 'another version'} broke off"
         if record.state == WATCHING and wanted.same(record.wanted) and not (differing or restarts or left or reasons):
-            return Look(WATCH, (f"{broke_off} while it was watched",), (), ())
+            # Requests may still be sent to the port of before.
+            moved = [replace(answering(one), beside=False) for one in wanted.services if answering(one).url != one.url]
+            return Look(WATCH, (f"{broke_off} while it was watched",), (), tuple(moved))
         # What serves may be neither the one nor the other: no copy of it.
         return Look(
             SWAP,

@@ -159,7 +159,7 @@ class Switch:
                 if copies:
                     self._applied(replace(good, services=()), ())
                 for copy in copies:
-                    self._applied(copy, (), at_boot=False)
+                    self._applied(copy, ())
                     self._ready(copy.services)
                     self._ask(*copy.services)
             except (Refused, beside.BesideError) as error:
@@ -172,14 +172,17 @@ class Switch:
             return beside.moves(services)
 
     def copies(self) -> dict[str, str]:
-        """Copies that are there: by ADDRESS:PORT of the original that of the copy."""
+        """Copies that are needed no more: by ADDRESS:PORT of the original that of the copy."""
         now = self.read()
-        return beside.moves([one for one, _, _ in beside.left(now)]) if now else {}
+        spare = beside.left(now) if now and now.state != record.RETURNING else []
+        return beside.moves([one for one, _, _ in spare])
 
     def without_copies(self) -> None:
-        """Stop the copies and remove what is theirs."""
+        """Stop the copies and remove what is theirs, but where they alone answer: the way back came to no end."""
         with self.alone():
-            self._without_copies(self.read())
+            now = self.read()
+            if now and now.state != record.RETURNING:
+                self._without_copies(now)
 
     # --- steps
 
@@ -200,7 +203,7 @@ class Switch:
     def _without_copies(self, now: Record | None) -> None:
         # Its files go last: by them the next run finds it.
         for _, paths, unit in beside.left(now) if now else []:
-            self.units.do("stop", unit)
+            self.units.do("disable", "--now", unit)
             for path in paths:
                 apply.remove(path)
             self.units.do("daemon-reload")
@@ -291,9 +294,11 @@ class Switch:
             for one in asked if now.good else []:
                 self._ask(one)
         except Refused as again:
+            copies = ", ".join(unit for _, _, unit in beside.left(now))
+            meanwhile = f" Until then its copy answers on ({copies})." if copies else ""
             raise SwitchError(
                 f"{why}\nGoing back to {old.version} did not succeed either: {again}\nRun site.yml again when it is "
-                f"mended; it takes this up.{after}"
+                f"mended; it takes this up.{meanwhile}{after}"
             ) from again
         self._note(failed)
         raise SwitchError(f"{why}\nIt serves again with {old.version}.{after}", rolled_back=True) from refused
@@ -303,9 +308,9 @@ class Switch:
         with suppress(Exception):
             self.write(replace(now, since=time.time()))
 
-    def _applied(self, wanted: Configuration, left: Sequence[compare.Gone], at_boot: bool = True) -> list[str]:
+    def _applied(self, wanted: Configuration, left: Sequence[compare.Gone]) -> list[str]:
         try:
-            return apply.apply(wanted, left, self.units, at_boot)
+            return apply.apply(wanted, left, self.units)
         except FAULTS as error:
             raise Refused("", str(error)) from error
 
