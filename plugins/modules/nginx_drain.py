@@ -21,7 +21,12 @@ attributes:
 options:
   path: {description: File with the upstreams\, one server per line., type: path, default: /etc/nginx/nginx.conf}
   servers: {description: "The servers, as C(ADDRESS:PORT) like in the file.", type: list, elements: str, default: []}
-  moves: {description: "By server another that gets its requests instead; for C(moved).", type: dict, default: {}}
+  moves:
+    description:
+      - By server another that gets its requests instead; for C(moved). Of a list of several it is the first that
+        answers, and nothing is changed when none does.
+    type: dict
+    default: {}
   state: {description: Whether they get requests., type: str, choices: [drained, serving, moved], required: true}
   timeout: {description: Seconds to wait until nginx has done so., type: int, default: 30}
 """
@@ -85,6 +90,17 @@ def answers(server: str) -> bool:
         connection.close()
 
 
+def chosen(moves: dict[str, str | list[str]]) -> dict[str, str]:
+    """The moves, with the first that answers where one is to be chosen. LookupError, with the server, if none does."""
+    found = {}
+    for server, others in moves.items():
+        there = [others] if isinstance(others, str) else [one for one in others if answers(one)]
+        if not there:
+            raise LookupError(server)
+        found[server] = there[0]
+    return found
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -97,7 +113,16 @@ def main() -> None:
         supports_check_mode=True,
     )
     path, servers, drain = module.params["path"], module.params["servers"], module.params["state"] == "drained"
-    moves = module.params["moves"] if module.params["state"] == "moved" else {}
+    try:
+        moves = chosen(module.params["moves"]) if module.params["state"] == "moved" else {}
+    except LookupError as nobody:
+        server = nobody.args[0]
+        others = ", ".join(module.params["moves"][server])
+        module.fail_json(
+            msg=f"{others} shall serve instead of {server} and does not answer (GET /health from this host), so "
+            f"{server} serves on and nothing was changed. See there what its service says, or whether this run "
+            "reached that host at all (--limit); or do not place the model there. Then run site.yml."
+        )
     before = Path(path).read_text() if os.path.exists(path) else ""
     alone = nginx_drain.alone(before, servers, answers) if drain else {}
     out = [server for server in nginx_drain.named(before, servers) if server not in alone] if drain else []

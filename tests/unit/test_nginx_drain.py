@@ -111,6 +111,17 @@ def test_a_server_that_nobody_runs_is_not_there() -> None:
     assert not module.answers("unix:/run/engine.sock")
 
 
+def test_requests_go_to_the_first_that_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        lost = f"127.0.0.1:{server.getsockname()[1]}"
+    with listening(b"HTTP/1.1 200 OK\r\n\r\n{}") as there:
+        assert module.chosen({"a:1": [lost, there]}) == {"a:1": there}
+    # A copy is known to answer, and an original to have answered until now.
+    assert module.chosen({"a:1": lost}) == {"a:1": lost}
+    with pytest.raises(LookupError, match="a:1"):
+        module.chosen({"a:1": [lost]})
+
+
 def test_the_ports_of_the_models_by_address() -> None:
     assert nginx_drain.ports(TEXT) == {
         "10.0.0.1": {"chat": 9101},

@@ -119,6 +119,17 @@ def test_a_swap_costs_no_request(key, lab):
 
 
 @pytest.mark.long
+def test_the_hosts_of_a_batch_are_replaced_together(key):
+    with load(key) as seen:
+        for lab in ({**BASE, "revision": "v1"}, BASE):
+            ran = playbook(*arguments(**lab), "--extra-vars", "rollout_batch=2")
+            good(ran)
+            assert ran.stdout.count("Look at what serves, or switch it: llamacpp, present]") == 2, ran.stdout[-6000:]
+            assert {host["model"] for host in fleet().values()} == {lab["revision"]}
+    assert seen["failed"] == [], seen
+
+
+@pytest.mark.long
 def test_a_run_that_changes_nothing_touches_nothing():
     before = fleet()
     ran = change(**BASE)
@@ -240,6 +251,13 @@ def test_two_hosts_leave_and_the_last_one_is_replaced_while_a_copy_answers(key):
         # Nobody served it but the host that it leaves now.
         there = {**BASE, "hosts": ["ro-b"], "revision": "v3"}
         with load(key) as seen:
+            left_out = json.dumps({"rollout_watch": WATCH, "lab": there, "placements": placed("ro-b")})
+            ran = playbook("playbooks/engines.yml", "--limit", "ro-a,ro-web", "--extra-vars", left_out)
+            assert ran.returncode == 2
+            assert "10.77.214.12:9101 shall serve instead of 10.77.214.11:9101 and does not answer" in one_line(
+                ran.stdout
+            )
+            assert on("ro-a", f"systemctl is-active {UNIT}") == "active"
             changed(
                 "playbooks/models.yml playbooks/engines.yml playbooks/web.yml", lab=there, placements=placed("ro-b")
             )
