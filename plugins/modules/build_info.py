@@ -16,6 +16,7 @@ attributes:
 options:
   component: {description: What is built., type: str, required: true}
   tree: {description: Folder of the build\, named after its key., type: path, required: true}
+  rule: {description: File with the rule of the firewall by which builds are given., type: path}
 """
 
 EXAMPLES = r"""
@@ -23,6 +24,7 @@ EXAMPLES = r"""
   onprem.llm.build_info:
     component: llamacpp
     tree: /opt/onprem-llm/llamacpp/0.7.0-source-1a2b3c4d
+    rule: /etc/onprem-llm/firewall/rules/build.nft
 """
 
 RETURN = r"""
@@ -33,8 +35,10 @@ marker:
   description: What the marker says, with C(builder), C(sha256) of the archive and C(facts); empty without it.
   type: dict
   returned: success
+open: {description: Whether the firewall has I(rule)., type: bool, returned: success}
 """
 
+import os
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -47,13 +51,19 @@ def main() -> None:
         argument_spec={
             "component": {"type": "str", "required": True},
             "tree": {"type": "path", "required": True},
+            "rule": {"type": "path"},
         },
         supports_check_mode=True,
     )
     tree = Path(module.params["tree"])
     marker = build.marker(tree)
     module.exit_json(
-        changed=False, component=module.params["component"], key=tree.name, complete=bool(marker), marker=marker
+        changed=False,
+        component=module.params["component"],
+        key=tree.name,
+        complete=bool(marker),
+        marker=marker,
+        open=os.path.exists(module.params["rule"] or ""),
     )
 
 

@@ -14,7 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
+import yaml
+from conventions import PROJECT
 
 from ansible_collections.onprem.llm.plugins.module_utils import build
 
@@ -297,6 +300,29 @@ def test_a_pipe_is_no_part_of_a_build(tree: Path) -> None:
         build.complete(tree, SAID)
 
 
+# --- what lets the others in
+
+
+@pytest.mark.parametrize(
+    ("opened", "gives", "check", "closes"),
+    [
+        (False, [], False, False),
+        (False, ["b"], False, True),
+        (False, ["b"], True, False),
+        # A run that died, or an earlier release.
+        (True, [], False, True),
+        (True, [], True, True),
+    ],
+)
+def test_who_gave_closes_the_port(opened: bool, gives: list[str], check: bool, closes: bool) -> None:
+    tasks = yaml.safe_load((PROJECT / "roles/build/tasks/main.yml").read_text())
+    (close,) = (one for one in tasks if one.get("ansible.builtin.include_role", {}).get("tasks_from") == "close")
+    assert close["vars"] == {"firewall_rule": {"name": "build"}}
+    said = jinja2.Environment(autoescape=False).compile_expression(close["when"])
+    given = {"__build_look": {"open": opened}, "__build_part": {"gives": gives}, "ansible_check_mode": check}
+    assert said(**given) is closes
+
+
 # --- as Ansible runs them
 
 
@@ -331,5 +357,9 @@ def test_the_modules_make_a_build(tree: Path) -> None:
         again = module("build_tree", state=state, **at)
         assert not again["changed"] and again["complete"] and again["marker"] == made["marker"]
     assert module("build_info", component="hello", **at)["marker"] == made["marker"]
+    assert [module("build_info", component="hello", rule=one, **at)["open"] for one in (str(tree), f"{tree}/no")] == [
+        True,
+        False,
+    ]
     assert "altered" not in module("build_tree", state="packed", folder=f"{tree}.offered", **at).get("msg", "")
     assert "folder" in module("build_tree", state="packed", **at)["msg"]

@@ -67,7 +67,8 @@ def nothing_is_left(key: str) -> None:
         assert on(name, f"ls -d {ROOT}/{key}.* /var/cache/onprem-llm/build /run/systemd/system/onprem-llm-build*") == ""
         assert on(name, "systemctl is-active onprem-llm-build") == "inactive"
         assert on(name, "ss -Hltn 'sport = :8472'") == ""
-        assert "10.77.210" not in on(name, "nft list set inet onprem_llm build_receivers")
+        assert on(name, "ls /etc/onprem-llm/firewall/*/build.nft") == ""
+        assert "build_receivers" not in on(name, "nft list table inet onprem_llm")
 
 
 def test_two_equal_hosts_compile_once() -> None:
