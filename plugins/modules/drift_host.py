@@ -69,8 +69,11 @@ from ansible_collections.onprem.llm.plugins.module_utils.doctor import units as 
 from ansible_collections.onprem.llm.plugins.module_utils.drift import host as judge
 from ansible_collections.onprem.llm.plugins.module_utils.drift.difference import Difference
 
-# The marker is written by the run that ends the installation; what it still does takes less than this.
+# The last of the markers is written by the run that ends the installation; what it still does takes less than this.
+MARKERS = (".complete", ".verified")
 SETTLED = 5.0
+# What an earlier release wrote into versions.
+KNOWN = (".proofs",)
 TABLE = "nft --stateless --terse list table inet onprem_llm"
 
 
@@ -90,13 +93,18 @@ def members() -> dict[str, list[str]]:
     return found
 
 
+def installed(root: str) -> float:
+    """When a version was complete."""
+    return max(os.lstat(path).st_ctime for name in MARKERS if os.path.exists(path := os.path.join(root, name)))
+
+
 def changed_in(root: str) -> Iterator[tuple[str, float]]:
     """Files and folders of an installed version, and when each changed; Python's own cache is nobody's change."""
     for where, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name != "__pycache__"]
         if where != root:
             yield os.path.relpath(where, root) + "/", os.lstat(where).st_mtime
-        for name in names:
+        for name in names if where != root else set(names).difference(KNOWN):
             path = os.path.join(where, name)
             yield os.path.relpath(path, root), os.lstat(path).st_ctime
 
@@ -137,7 +145,7 @@ def look(module: AnsibleModule) -> list[Difference]:
     for marker in glob.glob(f"{p['trees']}/*/*/.complete"):
         root = os.path.dirname(marker)
         if not os.path.islink(root):
-            found += judge.tree(host, root, os.lstat(marker).st_ctime + SETTLED, changed_in(root))
+            found += judge.tree(host, root, installed(root) + SETTLED, changed_in(root))
     return found
 
 

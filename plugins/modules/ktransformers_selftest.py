@@ -11,15 +11,15 @@ description:
   - Uses the build of kt-kernel, the method, the threads and the NUMA nodes that a service will use. An import proves
     nothing; a build for a newer processor dies at its first product.
   - What the processor's flags exclude is refused before it runs. A failure is named in one line.
-  - A proof is kept in the installed version, and found again while nothing that it depends on has changed.
+  - A proof is kept, and found again while nothing that it depends on has changed.
 attributes:
-  check_mode: {support: full, description: Says whether it would compute.}
+  check_mode: {support: partial, description: Computes nothing. That a proof is missing is no change of the host.}
   diff_mode: {support: none, description: Shows nothing.}
   idempotent: {support: full, description: Computes when there is no proof.}
 options:
   python: {description: The Python of the installed version., type: path, required: true}
   script: {description: The self-test's program on the host., type: path, required: true}
-  proofs: {description: File in the installed version that keeps what was proven., type: path, required: true}
+  proofs: {description: File beside the installed version that keeps what was proven., type: path, required: true}
   method: {description: As the server's C(--kt-method)., type: str, default: BF16}
   threads: {description: As the server's C(--kt-cpuinfer). 0 is one for each node., type: int, default: 0}
   nodes: {description: As the server's C(--kt-numa-nodes)., type: list, elements: int, default: [0]}
@@ -35,7 +35,7 @@ EXAMPLES = r"""
   onprem.llm.ktransformers_selftest:
     python: /opt/onprem-llm/ktransformers/current/bin/python
     script: /opt/onprem-llm/ktransformers/selftest.py
-    proofs: /opt/onprem-llm/ktransformers/current/.proofs
+    proofs: /opt/onprem-llm/ktransformers/0.5.1-py3.11.proofs
     method: AMXINT8
     threads: 64
     nodes: [0, 1]
@@ -124,12 +124,12 @@ def main() -> None:
     proofs = Path(p["proofs"])
     script = Path(p["script"])
     if module.check_mode and not script.exists():
-        module.exit_json(changed=True, result={})  # it comes with this run
+        module.exit_json(changed=False, result={})  # it comes with this run
     depends = [asked, sorted(host.isa), host.kernel, p["environment"], script.read_text()]
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     proven = known(proofs)
     if key in proven or module.check_mode:
-        module.exit_json(changed=key not in proven, result=proven.get(key, {}))
+        module.exit_json(changed=False, result=proven.get(key, {}))
     try:
         proven[key] = compute(module, asked, host)
         part = proofs.with_name(proofs.name + ".part")

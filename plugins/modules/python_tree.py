@@ -14,8 +14,8 @@ description:
     hash, only ready-made wheels are taken, nothing beyond the lock is installed. A marker is written last; a folder
     without it, left by a run that was killed, is built anew.
   - With I(state=pruned), removes finished versions beyond the newest I(keep), and unfinished ones. What the symlink
-    I(root)/current points to stays, and what may be gone back to (I(records)). A lock file I(root)/NAME.txt goes with
-    its version.
+    I(root)/current points to stays, and what may be gone back to (I(records)). I(root)/NAME.txt (the lock
+    file) and I(root)/NAME.proofs go with their version.
   - Packages come from where the host's pip takes them, unless I(index) or I(wheels) says otherwise.
 attributes:
   check_mode: {support: full, description: Says whether it would build or remove something.}
@@ -108,6 +108,8 @@ def build(module: AnsibleModule, tree: Path) -> dict[str, Any]:
     env = python_tree.uv_environment(settings, p["index"], p["wheels"], p["cache"])
     source = python_tree.sources(env)
     shutil.rmtree(tree, ignore_errors=True)
+    # What was proven of the former one.
+    tree.with_name(f"{tree.name}.proofs").unlink(missing_ok=True)
     program = str(uv / "bin/uv")
     run(module, "Making the virtual environment", [program, "venv", "--python", p["python"], str(tree)], env)
     install = [program, "pip", "install", "--quiet", "--python", str(tree), "--no-deps", "--require-hashes"]
@@ -139,7 +141,8 @@ def prune(module: AnsibleModule, root: Path) -> list[str]:
         # Its marker first: a removal that is cut short leaves nothing that counts as finished.
         (root / name / MARKER).unlink(missing_ok=True)
         shutil.rmtree(root / name)
-        (root / f"{name}.txt").unlink(missing_ok=True)
+        for suffix in ("txt", "proofs"):
+            (root / f"{name}.{suffix}").unlink(missing_ok=True)
     return names
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ansible_collections.onprem.llm.plugins.module_utils.doctor import drift as 
 from ansible_collections.onprem.llm.plugins.module_utils.doctor.sockets import Listener
 from ansible_collections.onprem.llm.plugins.module_utils.drift import difference, events, host
 from ansible_collections.onprem.llm.plugins.module_utils.drift.difference import Difference
+from ansible_collections.onprem.llm.plugins.modules import drift_host
 
 
 def event(action: str, kind: str = "runner_on_ok", **result: Any) -> dict[str, Any]:
@@ -307,6 +309,22 @@ def test_an_installed_version() -> None:
     assert host.tree("h", "/t", 10.0, [("a", 9.0), ("b", 10.0)]) == []
     later = [(f"f{number}", 11.0) for number in range(5)]
     assert host.tree("h", "/t", 10.0, later)[0].how == "changed after it was installed: f0, f1, f2 and 2 more"
+
+
+def changes_of(root: Path) -> list[str]:
+    found = host.tree("h", str(root), drift_host.installed(str(root)) + 0.2, drift_host.changed_in(str(root)))
+    return [one.how.partition(": ")[2] for one in found]
+
+
+def test_what_is_written_until_an_installation_is_verified_is_no_change(tmp_path: Path) -> None:
+    """Nor is what an earlier release wrote into a version while it served."""
+    for name in (".complete", "share/late.py", ".verified", ".proofs"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        time.sleep(0.3)
+    assert changes_of(tmp_path) == []
+    (tmp_path / "share/.proofs").touch()
+    assert changes_of(tmp_path) == ["share/, share/.proofs"]
 
 
 # --- the report

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.onprem.llm.plugins.module_utils import python_tree as tree
 from ansible_collections.onprem.llm.plugins.module_utils.python_tree import Tree
+from ansible_collections.onprem.llm.plugins.modules import python_tree
 
 LOCKS = sorted((Path(__file__).parents[2] / "requirements/openwebui").glob("*.txt"))
 LOCK = """# about
@@ -105,3 +109,18 @@ def test_the_current_version_and_the_newest_stay() -> None:
     assert tree.superfluous(trees, "d", 0) == ["a", "b", "c"]
     assert tree.superfluous(trees, "d", 9) == []
     assert tree.superfluous(trees, "d", 2, ["a"]) == ["b"]
+
+
+def test_what_lies_beside_a_version_goes_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in "123":
+        (tmp_path / number).mkdir()
+        for name in (f"{number}/.complete", f"{number}.txt", f"{number}.proofs"):
+            (tmp_path / name).touch()
+        os.utime(tmp_path / number / ".complete", (int(number), int(number)))
+    (tmp_path / "current").symlink_to("3")
+    with patch_module_args({"state": "pruned", "root": str(tmp_path)}), pytest.raises(SystemExit):
+        python_tree.main()
+    assert json.loads(capsys.readouterr().out)["removed"] == ["1"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "current", "2", "2.txt", "2.proofs", "3", "3.txt", "3.proofs",
+    }  # fmt: skip
