@@ -48,6 +48,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+path: {description: As given., type: str, returned: success}
 settings: {description: Number of settings in the file., type: int, returned: success}
 stamp: {description: The checksum., type: str, returned: success}
 """
@@ -108,13 +109,19 @@ def main() -> None:
             module.atomic_move(part, str(path))
     except (OpenWebuiEnvError, OSError, SyntaxError) as error:
         module.fail_json(msg=str(error))
+    attributes: dict[str, dict[str, object]] = {"before": {}, "after": {}}
     if path.exists():
-        changed = module.set_fs_attributes_if_different(module.load_file_common_arguments(module.params), changed)
+        wanted = module.load_file_common_arguments(module.params)
+        changed = module.set_fs_attributes_if_different(wanted, changed, attributes)
     for side in (before, after):
         side.pop(name, None)
     old_side, new_side = openwebui_env.difference(before, after)
-    diff = {"before": old_side, "after": new_side, "before_header": str(path), "after_header": str(path)}
-    module.exit_json(changed=changed, settings=len(after), stamp=stamp, diff=diff)
+    notes = "".join(f"# {what} {attributes['before'][what]} -> {new}\n" for what, new in attributes["after"].items())
+    # Nothing before it means that there was no file.
+    rest = "...\n" if old else ""
+    diff = {"before": rest + old_side, "after": notes + rest + new_side}
+    headers = {"before_header": str(path), "after_header": str(path)}
+    module.exit_json(changed=changed, path=str(path), settings=len(after), stamp=stamp, diff={**headers, **diff})
 
 
 if __name__ == "__main__":

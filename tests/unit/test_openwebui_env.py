@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
+from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.onprem.llm.plugins.module_utils import openwebui_env as env
+from ansible_collections.onprem.llm.plugins.module_utils.drift import events
+from ansible_collections.onprem.llm.plugins.modules import openwebui_env
 
 # The ways in which an address comes to be somebody else's, as an application may write them.
 SOURCE = """
@@ -91,3 +98,35 @@ def test_a_diff_names_secrets_and_never_shows_them() -> None:
 )
 def test_tells_this_host_from_others(address: str, outside: bool) -> None:
     assert env.is_outside(address) is outside
+
+
+@pytest.mark.parametrize(
+    ("mode", "content", "how"),
+    [
+        ("0600", 'A="1"', None),
+        ("0644", 'A="1"', "mode 0644 -> 0600"),
+        ("0644", 'A="2"', "content, mode 0644 -> 0600"),
+        ("0600", 'A="1"\nB="2"', "content"),
+    ],
+)
+def test_drift_names_the_file_and_its_mode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, content: str, how: str | None
+) -> None:
+    path = tmp_path / "openwebui.env"
+    (tmp_path / "tree/lib/python3/site-packages/open_webui").mkdir(parents=True)
+    for name in ("config.py", "env.py"):
+        (tmp_path / "tree/lib/python3/site-packages/open_webui" / name).touch()
+
+    def ran(content: str, check: bool) -> dict[str, Any]:
+        given = {"path": str(path), "content": content, "stamp": "S", "tree": str(tmp_path / "tree"), "mode": "0600"}
+        with patch_module_args({**given, "_ansible_check_mode": check}), pytest.raises(SystemExit):
+            openwebui_env.main()
+        said: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return said
+
+    assert ran('A="1"', False)["changed"]
+    path.chmod(int(mode, 8))
+    result = ran(content, True)
+    assert result["changed"] is bool(how)
+    if how:
+        assert [row[:2] for row in events.differences("onprem.llm.openwebui_env", result, {})] == [(str(path), how)]
