@@ -48,7 +48,9 @@ class ActionModule(ActionBase):
             ]
             broken += silent(host, looked) if host not in {one["host"] for one in broken} else []
         report = difference.report(given["hosts"], found, broken, now.isoformat(timespec="seconds"))
-        for line in difference.table(report):
+        # On a schedule the list goes into the journal, which more may read than the report.
+        hidden = bool(given.get("json") and given.get("metrics"))
+        for line in difference.table(report, **({"lines": 0} if hidden else {})):
             colour = {"+": "green", "-": "red"}.get(line.strip()[:1], "normal")
             display.display(line, color=colour)
         # Differences may hold lines of files that not everybody may read; node_exporter reads the metrics.
@@ -65,4 +67,5 @@ class ActionModule(ActionBase):
                     return {**result, "failed": True, "msg": msg, "report": report}
         if report["ok"]:
             return {**result, "report": report}
-        return {**result, "failed": True, "msg": f"{difference.headline(report)}. The list is above."}
+        where = f" What differs in files is in {given['json']}." if hidden else ""
+        return {**result, "failed": True, "msg": f"{difference.headline(report)}. The list is above.{where}"}

@@ -10,6 +10,8 @@ author: The onprem.llm developers
 description:
   - Prints one list for each host, writes it as JSON and as metrics, and fails when there is a difference or a host
     could not be looked at to the end, so that ansible-playbook ends with exit code 2.
+  - With I(json) and I(metrics), as on a schedule, the list names what differs without the lines of files; those are in
+    the JSON, which its owner alone may read.
   - Runs on the controller.
 attributes:
   check_mode: {support: full, description: A report is no change; its files are written in check mode too.}

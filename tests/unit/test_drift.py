@@ -7,6 +7,7 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -344,6 +345,7 @@ def test_the_report() -> None:
     assert "... 8 more lines" in text
     assert "NOT LOOKED AT after openldap: Ask: no answer" in text
     assert text.endswith("1 difference on 1 of 2 hosts (web); not looked at to the end: db")
+    assert "+0" not in (names := "\n".join(difference.table(found, lines=0))) and "more lines" not in names
     metrics = difference.metrics(found, 7.0)
     assert 'onprem_llm_drift_differences{host="web"} 1\n' in metrics
     assert 'onprem_llm_drift_complete{host="db"} 0\n' in metrics
@@ -354,6 +356,25 @@ def test_the_report_is_for_its_owner_and_the_metrics_for_everybody(tmp_path: Pat
     for name, mode in (("report.json", 0o600), ("drift.prom", 0o644)):
         drift_report.write(tmp_path / name, "x", mode)
         assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_schedule_writes_no_lines_of_files_into_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduled: bool
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(drift_report.Display, "display", lambda _, line, color=None: shown.append(line))
+    monkeypatch.setattr(drift_report.ActionBase, "run", lambda *_: {})
+    plugin = object.__new__(drift_report.ActionModule)
+    metrics = str(tmp_path / "drift.prom") if scheduled else ""
+    arguments = {"hosts": ["web"], "checked": {"differences": [ONE], "not_looked_at": []}, "looked": {}}
+    arguments |= {"json": str(tmp_path / "report.json"), "metrics": metrics}
+    plugin._task = SimpleNamespace(args=arguments)
+    said = plugin.run()["msg"]
+    assert "  /etc/x: content" in shown
+    assert ("      +0" in shown) is not scheduled
+    assert ("report.json" in said) is scheduled
+    assert "+19" in (tmp_path / "report.json").read_text()
 
 
 @pytest.mark.parametrize(

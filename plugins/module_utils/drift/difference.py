@@ -72,7 +72,7 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def table(report: Mapping[str, Any], width: int = 118, lines: int = 12) -> list[str]:
-    """The list people read; of each diff at most ``lines`` lines."""
+    """The list people read; of each diff at most ``lines`` lines, with 0 nothing."""
     shown: list[str] = []
     for host, count in report["hosts"].items():
         own = [one for one in report["differences"] if one["host"] == host]
@@ -85,7 +85,7 @@ def table(report: Mapping[str, Any], width: int = 118, lines: int = 12) -> list[
             shown.append(f"      ({one['found_by']})")
             diff = one["diff"].splitlines()
             shown += [f"      {line[: width - 6]}" for line in diff[:lines]]
-            shown += [f"      ... {len(diff) - lines} more lines"] if len(diff) > lines else []
+            shown += [f"      ... {len(diff) - lines} more lines"] if 0 < lines < len(diff) else []
         for one in broken:
             shown += _wrap(f"  NOT LOOKED AT after {one['found_by']}: {one['reason']}", width)
     return [*shown, "", headline(report)]
