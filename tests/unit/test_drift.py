@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import re
 import time
 from pathlib import Path
@@ -12,8 +14,11 @@ from typing import Any
 
 import jinja2
 import pytest
+import yaml
 from ansible import context as ansible_context
 from ansible.cli.playbook import PlaybookCLI
+from ansible.module_utils.testing import patch_module_args
+from ansible.modules import stat
 from conventions import PROJECT
 
 from ansible_collections.onprem.llm.plugins.action import drift_check, drift_report
@@ -218,6 +223,22 @@ def test_the_schedule_knows_the_password_of_the_vault() -> None:
     assert re.search(r"(?m)^BindReadOnlyPaths=/c /i -/[.]ssh$", without)
     assert " --vault-password-file /srv/site/vault " in with_one
     assert re.search(r"(?m)^BindReadOnlyPaths=.* /srv/site/vault ", with_one)
+
+
+def test_the_control_host_is_reached_as_the_others_are() -> None:
+    """The service may not become another user, so sudo refuses there."""
+    refuse = yaml.safe_load((PROJECT / "roles/drift/tasks/preflight.yml").read_text())[0]
+    holds = jinja2.Environment(autoescape=False).from_string(refuse["loop"][1]["holds"]).render
+    assert (holds(), holds(ansible_connection="ssh"), holds(ansible_connection="local")) == ("True", "True", "False")
+
+
+def test_the_accounts_home_is_where_the_host_says(capsys: pytest.CaptureFixture[str]) -> None:
+    me = pwd.getpwuid(os.getuid())
+    with patch_module_args({"path": f"~{me.pw_name}"}), pytest.raises(SystemExit):
+        stat.main()
+    needed = {"results": [{}, json.loads(capsys.readouterr().out)]}
+    home = yaml.safe_load((PROJECT / "roles/drift/vars/main.yml").read_text())["__drift_home"]
+    assert jinja2.Environment(autoescape=False).from_string(home).render(__drift_needed=needed) == me.pw_dir
 
 
 def test_who_must_be_asked_cannot_look() -> None:
