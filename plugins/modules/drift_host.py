@@ -74,6 +74,7 @@ MARKERS = (".complete", ".verified")
 SETTLED = 5.0
 # What an earlier release wrote into versions.
 KNOWN = (".proofs",)
+PACKAGE = r"${Package}\t${db:Status-Status}\t${source:Package}\t${Pre-Depends}, ${Depends}\n"
 TABLE = "nft --stateless --terse list table inet onprem_llm"
 
 
@@ -132,8 +133,9 @@ def look(module: AnsibleModule) -> list[Difference]:
     owners = {config_files.name_of_group(os.lstat(path).st_gid) for path in files if os.path.lexists(path)}
     found += judge.groups(host, owners | set(p["groups"]), all_members)
     if p["packages"]:
-        found += judge.packages(host, said("apt-cache", "policy", *p["packages"]))
-        found += judge.verified(host, said("dpkg", "--verify", *p["packages"]), files)
+        packages = judge.kin(p["packages"], said("dpkg-query", "--show", f"--showformat={PACKAGE}"))
+        found += judge.packages(host, said("apt-cache", "policy", *packages))
+        found += judge.verified(host, said("dpkg", "--verify", *packages), files)
     found += judge.ports(host, sockets.listeners(), set(p["ports"]))
     if os.path.exists(p["firewall"]):
         found += judge.rules(host, p["firewall"], rules("nft", "--file", p["firewall"]), rules())

@@ -297,6 +297,18 @@ def test_a_package_that_no_source_offers(rows: str, wrong: bool) -> None:
     assert bool(host.packages("web", text)) is wrong
 
 
+def test_a_package_that_is_a_mere_name_brings_the_one_with_the_program() -> None:
+    installed = (
+        "nginx-light\tinstalled\tnginx\t, libnginx-mod-http-echo, nginx\n"
+        "nginx\tinstalled\tnginx\tinit-system-helpers (>= 1.5), nginx-common (<< 1.1~), libc6 (>= 2.34) | nginx-core\n"
+        "nginx-common\tinstalled\tnginx\tdebconf:any\n"
+        "nginx-core\tconfig-files\tnginx\t, nginx\n"
+        "nginx-doc\tinstalled\tnginx\t, \n"
+        "libc6\tinstalled\tglibc\t, \n"
+    )
+    assert host.kin(["nginx-light", "gone"], installed) == ["gone", "nginx", "nginx-common", "nginx-light"]
+
+
 def test_files_of_packages() -> None:
     said = "??5?????? c /etc/ours.conf\n??5??????   /usr/sbin/x\nmissing     /usr/share/doc/x\nmissing     /usr/bin/y\n"
     assert how(host.verified("web", said, {"/etc/ours.conf"})) == [

@@ -62,6 +62,25 @@ def groups(host: str, names: Iterable[str], members: Mapping[str, Sequence[str]]
     ]
 
 
+def kin(names: Iterable[str], installed: str) -> list[str]:
+    """``names`` and what they need of the same source: a package may be a mere name for the one with the program.
+
+    ``installed``: of each package its name, state, source and what it depends on, by tabs.
+    """
+    table = {row[0]: row[1:] for row in (line.split("\t") for line in installed.splitlines()) if len(row) == 4}
+    found, new = set[str](), list(names)
+    while new:
+        name = new.pop()
+        if name in found:
+            continue
+        found.add(name)
+        _, source, needs = table.get(name, ("", "", ""))
+        for one in re.findall(r"(?:^|[,|])\s*([a-z0-9][a-z0-9+.-]+)", needs):
+            if table.get(one, ())[:2] == ["installed", source]:
+                new.append(one)
+    return sorted(found)
+
+
 def packages(host: str, policy: str) -> list[Difference]:
     """From `apt-cache policy`: installed in a version that is newer than all that the host's sources offer."""
     found = []
