@@ -103,7 +103,11 @@ def changed_in(root: str) -> Iterator[tuple[str, float]]:
     """Files and folders of an installed version, and when each changed; Python's own cache is nobody's change."""
     for where, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name != "__pycache__"]
-        if where != root:
+        # The folder itself, by which a file that went is known; its own name may have changed since its last file came.
+        if where == root:
+            if not set(KNOWN) & set(names):
+                yield "./", os.lstat(where).st_mtime
+        else:
             yield os.path.relpath(where, root) + "/", os.lstat(where).st_mtime
         for name in names if where != root else set(names).difference(KNOWN):
             path = os.path.join(where, name)

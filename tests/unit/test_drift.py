@@ -361,6 +361,19 @@ def test_what_is_written_until_an_installation_is_verified_is_no_change(tmp_path
     assert changes_of(tmp_path) == ["share/, share/.proofs"]
 
 
+def test_what_goes_from_an_installed_version_changes_its_folder(tmp_path: Path) -> None:
+    """Also at the top, where llama.cpp has its backends."""
+    for name in ("libggml-cuda.so", "deep/a", ".complete"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    time.sleep(0.3)
+    assert changes_of(tmp_path) == []
+    (tmp_path / "libggml-cuda.so").unlink()
+    assert changes_of(tmp_path) == ["./"]
+    (tmp_path / "deep/a").unlink()
+    assert changes_of(tmp_path) == ["./, deep/"]
+
+
 # --- the report
 
 
