@@ -10,7 +10,8 @@ author: The onprem.llm developers
 description:
   - Looks for units that are masked, replaced or changed by a drop-in; for members of groups and for open ports that
     nobody declared; for packages of another origin and files of packages that changed; for firewall rules that are not
-    the file's; for files where only ours may be; for installed versions that changed afterwards.
+    the file's; for files where only ours may be, and folders in which others may exchange them; for installed versions
+    that changed afterwards.
   - Run it as root. It only reads.
 attributes:
   check_mode: {support: full, description: It only reads.}
@@ -58,6 +59,7 @@ import glob
 import grp
 import os
 import pwd
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +87,21 @@ def walk(folder: str) -> Iterator[str]:
         yield from (os.path.join(where, name) for name in [*names, *links])
 
 
+def folders(patterns: list[str], trees: str) -> Iterator[str]:
+    """Those in which only our files may be, and those of installed versions."""
+    for pattern in patterns:
+        yield from (where for top in glob.glob(pattern) for where, _, _ in os.walk(top))
+    for path in (trees, *glob.glob(f"{trees}/*"), *glob.glob(f"{trees}/*/*")):
+        if os.path.isdir(path) and (path == trees or not os.path.islink(path)):
+            yield os.path.realpath(path)
+
+
+def kept_shut(host: str, path: str) -> list[Difference]:
+    now, above = os.stat(path), config_files.name_of_user(os.stat(os.path.dirname(path)).st_uid)
+    owner, group = config_files.name_of_user(now.st_uid), config_files.name_of_group(now.st_gid)
+    return judge.folder(host, path, stat.S_IMODE(now.st_mode), owner, group, above)
+
+
 def members() -> dict[str, list[str]]:
     """Who is in each group, by its list or as the user's own."""
     found = {one.gr_name: list(one.gr_mem) for one in grp.getgrall()}
@@ -108,7 +125,7 @@ def changed_in(root: str) -> Iterator[tuple[str, float]]:
             if not set(KNOWN) & set(names):
                 yield "./", os.lstat(where).st_mtime
         else:
-            yield os.path.relpath(where, root) + "/", os.lstat(where).st_mtime
+            yield os.path.relpath(where, root) + "/", os.lstat(where).st_ctime
         for name in names if where != root else set(names).difference(KNOWN):
             path = os.path.join(where, name)
             yield os.path.relpath(path, root), os.lstat(path).st_ctime
@@ -145,6 +162,7 @@ def look(module: AnsibleModule) -> list[Difference]:
         found += judge.rules(host, p["firewall"], rules("nft", "--file", p["firewall"]), rules())
     inside = [path for pattern in p["folders"] for folder in glob.glob(pattern) for path in walk(folder)]
     found += judge.foreign(host, inside, files)
+    found += [one for path in folders(p["folders"], p["trees"]) for one in kept_shut(host, path)]
     for pattern in p["blank_files"]:
         for path in glob.glob(pattern):
             found += judge.blank(host, path, Path(path).read_text(errors="replace"))

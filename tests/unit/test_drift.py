@@ -334,6 +334,28 @@ def test_rules_of_the_firewall() -> None:
     assert "+accept" in host.rules("h", "/f", "table\naccept\n", "table\n")[0].diff
 
 
+def test_folders_in_which_others_may_exchange_files(tmp_path: Path) -> None:
+    assert host.folder("h", "/f", 0o755, "root", "root", "root") == []
+    assert host.folder("h", "/f", 0o775, "root", "root", "root") == []
+    assert host.folder("h", "/main/conf.d", 0o755, "postgres", "postgres", "postgres") == []
+    assert how(host.folder("h", "/f", 0o777, "eve", "staff", "root")) == [
+        "/f: belongs to eve, may be changed by the group staff, may be changed by everybody (mode 0777)"
+    ]
+    for name in ("etc/nginx", "opt/engine/1.0/lib"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "opt/engine/current").symlink_to("1.0")
+    seen = sorted(drift_host.folders([str(tmp_path / "e?c")], str(tmp_path / "opt")))
+    names = ("etc", "etc/nginx", "opt", "opt/engine", "opt/engine/1.0")
+    assert seen == [str(tmp_path / name) for name in names]
+    (tmp_path / "etc/nginx").chmod(0o777)
+    assert "by everybody" in drift_host.kept_shut("h", str(tmp_path / "etc/nginx"))[0].how
+    # Inside a version it is a change.
+    (tmp_path / "opt/engine/1.0/.complete").touch()
+    time.sleep(0.3)
+    (tmp_path / "opt/engine/1.0/lib").chmod(0o777)
+    assert changes_of(tmp_path / "opt/engine/1.0") == ["lib/"]
+
+
 def test_a_file_that_may_hold_comments_only() -> None:
     assert host.blank("h", "/f", "# a\n\n") == []
     assert host.blank("h", "/f", "# a\nwork_mem = '4MB'\n")[0].how.startswith("sets work_mem,")

@@ -136,6 +136,14 @@ def foreign(host: str, found: Iterable[str], files: Collection[str]) -> list[Dif
     ]
 
 
+def folder(host: str, path: str, mode: int, owner: str, group: str, above: str) -> list[Difference]:
+    """A folder in which others than root, or than the owner of the folder above it, may exchange files."""
+    wrong = [f"belongs to {owner}"] if owner not in ("root", above) else []
+    wrong += [f"may be changed by the group {group}"] if mode & 0o020 and group not in ("root", above) else []
+    wrong += ["may be changed by everybody"] if mode & 0o002 else []
+    return [Difference(host, path, f"{', '.join(wrong)} (mode {mode:04o})")] if wrong else []
+
+
 def blank(host: str, path: str, text: str) -> list[Difference]:
     """A file that may hold comments only: what stands there wins over what is declared elsewhere."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
