@@ -144,13 +144,17 @@ def look(module: AnsibleModule) -> list[Difference]:
             return said(*TABLE.split())
         return said("unshare", "--net", "sh", "-c", f'"$@" && {TABLE}', "sh", *before)
 
-    shown = []
-    if p["units"]:
-        names = [doctor_units.full(name) for name in p["units"]]
+    def units(names: list[str]) -> list[dict[str, str]]:
         properties = ",".join(judge.UNIT_PROPERTIES)
-        shown = doctor_units.parse(said("systemctl", "show", f"--property={properties}", "--", *names))
+        return doctor_units.parse(said("systemctl", "show", f"--property={properties}", "--", *names)) if names else []
+
+    names = [doctor_units.full(name) for name in p["units"]]
+    shown = units(names)
     found = judge.units(host, shown, files)
     found += judge.users(host, (unit.get("User", "") for unit in shown), all_members)
+    # What a timer or another unit starts need not run.
+    beside = judge.written(files) - {*names, *(unit.get("Id", "") for unit in shown)}
+    found += [one for one in judge.units(host, units(sorted(beside)), files) if one.how != judge.DOWN]
     owners = {config_files.name_of_group(os.lstat(path).st_gid) for path in files if os.path.lexists(path)}
     found += judge.groups(host, owners | set(p["groups"]), all_members)
     if p["packages"]:

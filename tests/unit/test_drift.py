@@ -271,6 +271,27 @@ def test_units() -> None:
     ]
 
 
+def test_units_that_another_unit_starts() -> None:
+    files = [f"/etc/systemd/system/{name}" for name in ("a.service", "b@.service", "c.service.d/x.conf", "d.timer")]
+    assert host.written([*files, "/etc/e.service"]) == {"a.service", "d.timer"}
+
+
+@pytest.mark.parametrize("dropped", ["", "/etc/systemd/system/look.service.d/zz.conf"])
+def test_a_drop_in_of_a_unit_that_need_not_run(dropped: str) -> None:
+    said = {
+        "serve.service": "Id=serve.service\nActiveState=inactive\n",
+        "look.service": f"Id=look.service\nActiveState=failed\nUser=root\nDropInPaths={dropped}\n",
+    }
+    module = SimpleNamespace(
+        params={"host": "h", "units": ["serve"], "files": ["/etc/systemd/system/look.service"], "packages": []}
+        | {"groups": [], "ports": [], "folders": [], "blank_files": [], "trees": "/none", "firewall": "/none"},
+        run_command=lambda words, **_: (0, "\n".join(said[word] for word in words if word in said), ""),
+    )
+    found = [one for one in drift_host.look(module) if one.what in said]
+    expected = [f"look.service: is changed by the drop-in {dropped}, which nobody declared"] if dropped else []
+    assert how(found) == ["serve.service: does not run", *expected]
+
+
 POLICY = """\
 {name}:
   Installed: {installed}

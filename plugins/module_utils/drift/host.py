@@ -42,6 +42,12 @@ def units(host: str, shown: Iterable[Mapping[str, str]], files: Collection[str])
     return found
 
 
+def written(files: Iterable[str]) -> set[str]:
+    """Units whose own file is among ``files``, without templates: those are looked at by what runs of them."""
+    found = (re.fullmatch(r"/etc/systemd/system/([^/]+(?<!@)[.](?:service|timer|socket))", path) for path in files)
+    return {match[1] for match in found if match}
+
+
 def users(host: str, names: Iterable[str], members: Mapping[str, Sequence[str]]) -> list[Difference]:
     """Users of services that are in a group that may do anything. ``members``: of each group of the host."""
     return [
