@@ -29,7 +29,11 @@ options:
     type: list
     elements: str
     default: []
-  blank_files: {description: Files, or patterns, that may hold comments only., type: list, elements: str, default: []}
+  blank_files:
+    description: Files, or patterns, that may hold comments only, at least after C(include_dir = 'conf.d').
+    type: list
+    elements: str
+    default: []
   trees: {description: Folder of installed versions., type: path, required: true}
   firewall: {description: File with the firewall rules., type: path, required: true}
 """

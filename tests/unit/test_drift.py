@@ -382,6 +382,20 @@ def test_a_file_that_may_hold_comments_only() -> None:
     assert host.blank("h", "/f", "# a\nwork_mem = '4MB'\n")[0].how.startswith("sets work_mem,")
 
 
+@pytest.mark.parametrize(
+    ("text", "wins"),
+    [
+        ("port = 5432\ninclude_dir = 'conf.d'  # a directory\n\t# of files\n#include = 'x'\n", ""),
+        ("port = 5432\ninclude_dir 'conf.d'\n", ""),
+        ("port = 5432\ninclude_dir = 'conf.d'\nwork_mem = '4MB'\n", "sets work_mem,"),
+        # Nothing of ours is read.
+        ("port = 5432\n#include_dir = 'conf.d'\n", "sets port,"),
+    ],
+)
+def test_what_follows_the_files_that_are_declared_wins(text: str, wins: str) -> None:
+    assert [one.how[: len(wins)] for one in host.blank("h", "/f", text)] == ([wins] if wins else [])
+
+
 def test_an_installed_version() -> None:
     assert host.tree("h", "/t", 10.0, [("a", 9.0), ("b", 10.0)]) == []
     later = [(f"f{number}", 11.0) for number in range(5)]

@@ -151,8 +151,10 @@ def folder(host: str, path: str, mode: int, owner: str, group: str, above: str) 
 
 
 def blank(host: str, path: str, text: str) -> list[Difference]:
-    """A file that may hold comments only: what stands there wins over what is declared elsewhere."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    """A file that may hold comments only: what stands there wins over what is declared elsewhere. One that includes
+    the folder of ours (PostgreSQL) may hold what it likes before that."""
+    after = re.split(r"(?m)^\s*include_dir\s*=?\s*'conf[.]d'.*$", text)[-1]
+    lines = [line for line in after.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     names = ", ".join(re.split(r"[\s=]", line.strip(), maxsplit=1)[0] for line in lines)
     return [Difference(host, path, f"sets {names}, which wins over what is declared")] if lines else []
 
