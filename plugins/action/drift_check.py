@@ -107,7 +107,12 @@ class ActionModule(ActionBase):
             fell_out.setdefault(stage, []).append(host)
         for first, hosts in fell_out.items():
             for path, _ in plays[first + 1 :]:
+                # That a host cannot be reached is said once.
+                hosts = [host for host in hosts if host not in looked.unreachable]
+                if not hosts:
+                    break
                 more = self.check(path, words, ",".join(hosts))
+                looked.unreachable |= more.unreachable
                 looked.differences += more.differences
                 looked.broken += [one for one in more.broken if one.host in hosts]
                 for host, known in more.known.items():

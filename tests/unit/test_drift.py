@@ -140,6 +140,33 @@ def test_a_failure_says_where_the_look_ended(lost: str) -> None:
     assert looked.broken_in == {"web": "Serve"}
 
 
+def test_a_host_that_cannot_be_reached_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("one", "two", "three")
+    for name in names:
+        (tmp_path / f"{name}.yml").write_text(f"- {{name: {name}, hosts: all}}\n")
+    site = "".join(f"- ansible.builtin.import_playbook: {name}.yml\n" for name in names)
+    (tmp_path / "site.yml").write_text(site)
+
+    def broken(host: str, play: str) -> difference.Broken:
+        return difference.Broken(host, play, "no")
+
+    looked = events.Looked(broken=[broken("gone", "one"), broken("web", "one")], unreachable={"gone"})
+    looked.broken_in = dict.fromkeys(("gone", "web"), "one")
+    asked = []
+
+    def check(path: Path, words: list[str], limit: str) -> events.Looked:
+        asked.append((path.stem, limit))
+        return events.Looked(broken=[broken("web", path.stem)], unreachable={"web"})
+
+    plugin = object.__new__(drift_check.ActionModule)
+    monkeypatch.setattr(plugin, "check", check)
+    plugin.go_on(tmp_path / "site.yml", [], looked)
+    # It went down between the stages.
+    assert asked == [("two", "web")]
+    assert [(one.host, one.found_by) for one in looked.broken] == [("gone", "one"), ("web", "one"), ("web", "two")]
+    assert events.read([stats(dark={"gone": 1}, failures={"web": 1})]).unreachable == {"gone"}
+
+
 def test_what_fails_once_for_all_hosts_ends_the_look_at_each_of_them() -> None:
     def ran(host: str, task: str, kind: str = "runner_on_ok", play: str = "Plan") -> dict[str, Any]:
         data = {"host": host, "play": play, "task": task, "task_uuid": task, "res": {"msg": "no room"}}

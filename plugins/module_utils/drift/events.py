@@ -35,6 +35,7 @@ class Looked:
     broken: list[Broken] = field(default_factory=list)
     known: dict[str, Known] = field(default_factory=dict)
     broken_in: dict[str, str] = field(default_factory=dict)  # host: the play in which it ended
+    unreachable: set[str] = field(default_factory=set)
 
 
 def read(events: Iterable[Mapping[str, Any]]) -> Looked:
@@ -50,6 +51,7 @@ def read(events: Iterable[Mapping[str, Any]]) -> Looked:
             latest[str(data["host"])] = (str(data.get("play")), str(data.get("task_uuid")), number)
         if kind == "playbook_on_stats":
             looked.differences += hidden(data.get("changed") or {}, counted)
+            looked.unreachable.update(data.get("dark") or {})
             lost = {**(data.get("failures") or {}), **(data.get("dark") or {})}
             looked.broken += [failed[host][0] for host in failed if host in lost]
             looked.broken_in |= {host: failed[host][1] for host in failed if host in lost}
