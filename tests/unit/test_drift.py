@@ -359,6 +359,7 @@ def test_a_package_that_is_a_mere_name_brings_the_one_with_the_program() -> None
 
 def test_files_of_packages() -> None:
     said = "??5?????? c /etc/ours.conf\n??5??????   /usr/sbin/x\nmissing     /usr/share/doc/x\nmissing     /usr/bin/y\n"
+    said += "??5?????? c /etc/nftables.conf\n"
     assert how(host.verified("web", said, {"/etc/ours.conf"})) == [
         "/usr/sbin/x: is not as its package brought it",
         "/usr/bin/y: is missing",

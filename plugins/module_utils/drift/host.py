@@ -15,6 +15,8 @@ UNIT_PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "FragmentP
 SHIPPED = ("/usr/lib/systemd/", "/lib/systemd/", "/run/systemd/generator")
 # Who is in one of these may read or become anybody.
 MIGHTY = ("adm", "disk", "docker", "kmem", "lxd", "root", "shadow", "sudo", "wheel")
+# Configuration that belongs to the site: nothing of ours reads it.
+SITES_OWN = ("/etc/nftables.conf",)
 # What a slim image leaves out of its packages.
 LEFT_OUT = re.compile(r"/usr/share/(doc|man|locale|info|lintian|doc-base)/")
 
@@ -109,7 +111,7 @@ def verified(host: str, said: str, files: Collection[str]) -> list[Difference]:
     found = []
     for line in said.splitlines():
         match = re.match(r"(\S+)\s+(?:c\s+)?(/.*)$", line)
-        if match and match[2] not in files and not LEFT_OUT.match(match[2]):
+        if match and match[2] not in (*files, *SITES_OWN) and not LEFT_OUT.match(match[2]):
             how = "is missing" if match[1] == "missing" else "is not as its package brought it"
             found.append(Difference(host, match[2], how))
     return found
