@@ -14,6 +14,7 @@ import yaml
 from ansible import context
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.utils.path import unfrackpath
 
 from ansible_collections.onprem.llm.plugins.module_utils.drift import events
 
@@ -23,6 +24,7 @@ except ImportError:
     ansible_runner = None
 
 ASKS = ("ask_pass", "become_ask_pass", "ask_vault_pass")
+PROMPTS = ("prompt", "prompt_ask_vault_pass")
 OPTIONS = {
     "private_key_file": "--private-key",
     "remote_user": "--user",
@@ -44,10 +46,11 @@ class DriftError(Exception):
 
 def passed_on(given: Any) -> list[str]:
     """Arguments of the present run that the check needs too."""
-    asks = [name for name in ASKS if given.get(name)]
+    asks = [f"--{name.replace('_', '-')}" for name in ASKS if given.get(name)]
+    asks += [f"--vault-id {one}" for one in given.get("vault_ids") or () if str(one).split("@", 1)[-1] in PROMPTS]
     if asks:
         raise DriftError(
-            f"--{asks[0].replace('_', '-')}: the check runs by itself and cannot ask. Use a key for ssh, sudo without "
+            f"{asks[0]}: the check runs by itself and cannot ask. Use a key for ssh, sudo without "
             "a password, and --vault-password-file."
         )
     words = ["--check", "--diff"]
@@ -59,7 +62,7 @@ def passed_on(given: Any) -> list[str]:
     for path in given.get("vault_password_files") or ():
         words += ["--vault-password-file", str(path)]
     for one in given.get("extra_vars") or ():
-        words += ["--extra-vars", f"@{Path(one[1:]).absolute()}" if one.startswith("@") else one]
+        words += ["--extra-vars", f"@{unfrackpath(one[1:])}" if one.startswith("@") else one]
     return words
 
 

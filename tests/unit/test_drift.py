@@ -271,6 +271,16 @@ def test_the_accounts_home_is_where_the_host_says(capsys: pytest.CaptureFixture[
 def test_who_must_be_asked_cannot_look() -> None:
     with pytest.raises(drift_check.DriftError, match="--ask-pass"):
         drift_check.passed_on({"ask_pass": True})
+    for asks in ("prompt", "site@prompt"):
+        with pytest.raises(drift_check.DriftError, match=f"--vault-id {asks}: the check"):
+            drift_check.passed_on({"vault_ids": ["other@file", asks]})
+
+
+def test_a_file_of_variables_is_found_as_ansible_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    words = drift_check.passed_on({"extra_vars": ["@~/x.yml", "@y.yml", "@/z.yml"]})
+    assert words[3::2] == [f"@{tmp_path}/home/x.yml", f"@{tmp_path}/y.yml", "@/z.yml"]
 
 
 # --- from a look at the host
