@@ -10,10 +10,12 @@ author: The onprem.llm developers
 description:
   - At first contact only. Names of packages, unit files, running services, users and groups, and copies of the
     distribution's files that roles replace. By it M(onprem.llm.uninstalled) knows what came with us.
+  - Files that M(onprem.llm.uninstalled) put back are the operator's again; before a role replaces them once more, they
+    are copied anew.
 attributes:
   check_mode: {support: full, description: Says whether it would be written.}
   diff_mode: {support: none, description: A host's whole list of packages helps nobody.}
-  idempotent: {support: full, description: A record that is there stays as it is.}
+  idempotent: {support: full, description: A record that is there stays as it is\; a copy is taken anew once.}
 options:
   path: {description: Folder of the record., type: path, required: true}
   unless:
@@ -26,6 +28,11 @@ options:
     type: list
     elements: str
     default: []
+  again:
+    description: Of these, those that were put back, which a role is about to replace again\; patterns.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -34,6 +41,7 @@ EXAMPLES = r"""
     path: /var/lib/onprem-llm/before
     unless: [/opt/onprem-llm]
     files: [/etc/nginx/nginx.conf]
+    again: [/etc/nginx/nginx.conf]
 """
 
 RETURN = r"""
@@ -82,14 +90,20 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "unless": {"type": "list", "elements": "path", "default": []},
             "files": {"type": "list", "elements": "str", "default": []},
+            "again": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     path = Path(module.params["path"])
     try:
         there = before.read(path)
-        if there or any(os.path.lexists(one) for one in module.params["unless"]):
-            module.exit_json(changed=False, packages=len(there.packages) if there else 0)
+        if there:
+            taken = files.keep_again(
+                module.params["again"], path / before.RETURNED, path / before.COPIES, not module.check_mode
+            )
+            module.exit_json(changed=bool(taken), packages=len(there.packages))
+        if any(os.path.lexists(one) for one in module.params["unless"]):
+            module.exit_json(changed=False, packages=0)
         found = look(module)
         if not module.check_mode:
             # At once, so that a run that breaks off leaves no half of it.

@@ -9,7 +9,8 @@ version_added: 0.1.0
 author: The onprem.llm developers
 description:
   - What M(onprem.llm.host_before) wrote down decides. Units that were there before run again as they did; files that
-    were there are put back; packages, users and groups that were there stay.
+    were there are put back, once; from then on they are the operator's, until M(onprem.llm.host_before) takes them
+    anew. Packages, users and groups that were there stay.
   - Packages go when nothing that stays needs them, with what came along with them. Kernels never go.
   - Without a record no package, user or group goes.
   - The order is units, files, packages, users. A call that broke off is finished by the next one.
@@ -85,6 +86,8 @@ class Host:
         self.known = record is not None
         self.folder = Path(module.params["before"])
         self.act = not module.check_mode
+        self.copies = self.folder / before.COPIES
+        self.returned = self.folder / before.RETURNED
         self.gone: list[str] = []
         self.kept: list[str] = []
 
@@ -141,7 +144,8 @@ class Host:
     def paths(self, patterns: list[str]) -> int:
         """How many changed."""
         changed = 0
-        copies = files.copied(patterns, self.folder / before.COPIES)
+        copies = files.copied(patterns, self.copies)
+        returned = files.copied(patterns, self.returned)
         for path, copy in sorted(copies.items()):
             if not files.same(copy, path):
                 self.gone.append(f"{path}: put back as it was")
@@ -149,13 +153,18 @@ class Host:
                 if self.act:
                     files.put_back(copy, path)
         for path in files.existing(patterns):
-            if path not in copies:
+            if path not in copies and path not in returned:
                 goes, stays = files.remove(path, self.act)
                 if goes:
                     self.gone.append(path)
                     changed += 1
                 self.kept += [f"{one}: something is mounted there" for one in stays]
         return changed
+
+    def give_back(self, paths: list[str]) -> None:
+        """Of these, what was put back is the operator's again: no later call touches it."""
+        for copy in files.copied(paths, self.copies).values() if self.act else ():
+            files.shelve(copy, self.copies, self.returned)
 
     def data(self, patterns: list[str], units: list[str], consent: bool) -> bool:
         """Whether data stays. What a service holds that was here before us is not ours, consent or not."""
@@ -261,10 +270,12 @@ def main() -> None:
         # Before anything: what must not go ends the task.
         files.existing([*p["paths"], *p["data"]])
         host.units(p["units"])
-        replaced = files.copied(p["data"], Path(p["before"]) / before.COPIES)
-        if host.paths([*p["paths"], *replaced]):
+        replaced = files.copied([*p["paths"], *p["data"]], host.copies)
+        # A copy that is still there: a call broke off before the unit ran with it.
+        if host.paths([*p["paths"], *replaced]) or replaced:
             host.do("systemctl", "daemon-reload")
             host.as_before(p["units"])
+            host.give_back(list(replaced))
         host.packages(p["packages"], p["staying"])
         stays = host.data(p["data"], p["units"], p["consent"])
         if not stays:

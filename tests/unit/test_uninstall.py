@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import conventions
 import pytest
@@ -245,6 +248,120 @@ def test_a_damaged_record_says_the_way_out(text: str, tmp_path: Path) -> None:
         before.read(tmp_path)
 
 
+# --- the module on a host whose systemd, apt and dpkg are programs of the test
+
+PROGRAMS = {
+    "systemctl": 'case "$1" in list-unit-files) cat $HERE/units;; list-units|show) ;; *) echo "$@" >> $HERE/said;; esac',
+    "dpkg": "echo amd64",
+    "dpkg-query": "cat $HERE/packages",
+    "apt-mark": "true",
+    "apt-get": 'case "$*" in *--simulate*) ;; *) echo "$@" >> $HERE/said; . $HERE/purge;; esac',
+}
+
+
+class Fake:
+    """A folder that stands for a host."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.etc = path / "etc"
+        self.before = path / "before"
+        (path / "bin").mkdir()
+        for name, text in PROGRAMS.items():
+            (path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+            (path / "bin" / name).chmod(0o755)
+        for name in ("units", "packages", "purge", "said"):
+            (path / name).write_text("")
+        (self.etc / "slapd.d").mkdir(parents=True)
+        (self.etc / "slapd.d/config").write_text("theirs")
+        (self.etc / "conf").write_text("theirs")
+
+    def met(self, **known: Any) -> None:
+        """The host at first contact."""
+        (self.before / before.COPIES).mkdir(parents=True)
+        files.keep([f"{self.etc}/*"], self.before / before.COPIES)
+        (self.before / before.RECORD).write_text(before.render(before.Before(**known)))
+
+    def module(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, PROJECT / f"plugins/modules/{name}.py"],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                "PYTHONPATH": ":".join(sys.path),
+                "PATH": f"{self.path}/bin:{os.environ['PATH']}",
+                "HERE": str(self.path),
+            },
+        )
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        assert not answer.get("failed"), answer
+        return answer
+
+    def uninstall(self, **arguments: Any) -> list[str]:
+        """What went."""
+        found: list[str] = self.module("uninstalled", {"before": str(self.before), **arguments})["gone"]
+        return found
+
+    def said(self) -> list[str]:
+        """What was said to systemd and apt since the last question."""
+        found = (self.path / "said").read_text().splitlines()
+        (self.path / "said").write_text("")
+        return found
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Fake:
+    return Fake(tmp_path)
+
+
+def test_what_was_put_back_is_the_operators_again(fake: Fake) -> None:
+    fake.met(units={"slapd.service": "enabled"}, running=["slapd.service"])
+    (fake.path / "units").write_text("slapd.service enabled\n")
+    ours = {"units": ["slapd.service"], "paths": [f"{fake.etc}/conf"], "data": [f"{fake.etc}/slapd.d"]}
+    for name in ("slapd.d/config", "conf"):
+        (fake.etc / name).write_text("ours")
+    assert fake.uninstall(**ours) == [f"{fake.etc}/{name}: put back as it was" for name in ("conf", "slapd.d")]
+    assert fake.said()[-1] == "restart slapd.service"
+    assert [(fake.etc / name).read_text() for name in ("slapd.d/config", "conf")] == ["theirs", "theirs"]
+    for name in ("slapd.d/config", "conf"):
+        (fake.etc / name).write_text("theirs, later")
+    for consent in (False, True):
+        assert fake.uninstall(**ours, consent=consent) == []
+        assert fake.said() == []
+    assert [(fake.etc / name).read_text() for name in ("slapd.d/config", "conf")] == ["theirs, later"] * 2
+
+
+def test_a_unit_runs_with_what_was_put_back_though_a_call_broke_off_between(fake: Fake) -> None:
+    fake.met(units={"slapd.service": "enabled"}, running=["slapd.service"])
+    (fake.path / "units").write_text("slapd.service enabled\n")
+    assert fake.uninstall(units=["slapd.service"], paths=[f"{fake.etc}/conf"]) == []
+    assert fake.said()[-1] == "restart slapd.service"
+
+
+def test_what_was_put_back_is_copied_anew_before_a_role_replaces_it_again(fake: Fake) -> None:
+    fake.met()
+    paths = [f"{fake.etc}/conf", f"{fake.etc}/slapd.d"]
+    (fake.etc / "conf").write_text("ours")
+    fake.uninstall(paths=paths)
+    (fake.etc / "conf").write_text("theirs, later")
+    (fake.etc / "slapd.d/more").write_text("theirs, later")
+    again = {"path": str(fake.before), "files": paths, "again": paths}
+    assert fake.module("host_before", {**again, "again": []})["changed"] is False
+    assert fake.module("host_before", {**again, "_ansible_check_mode": True})["changed"] is True
+    assert fake.module("host_before", again)["changed"] is True
+    (fake.etc / "conf").write_text("ours again")
+    (fake.etc / "slapd.d/more").unlink()
+    assert fake.module("host_before", again)["changed"] is False
+    fake.uninstall(paths=paths)
+    assert (fake.etc / "conf").read_text() == (fake.etc / "slapd.d/more").read_text() == "theirs, later"
+    (fake.etc / "conf").unlink()
+    fake.module("host_before", again)
+    (fake.etc / "conf").write_text("ours, where nothing was")
+    assert fake.uninstall(paths=paths[:1]) == [paths[0]]
+
+
 # --- roles
 
 #: Roles that leave nothing on a host.
@@ -289,6 +406,12 @@ def test_every_role_that_opens_a_port_closes_it() -> None:
 def test_what_has_data_is_known_until_the_data_are_gone() -> None:
     has = {name for name in order() if re.search(r"(?m)^    data:", uninstall_of(name))}
     assert set(load(PROJECT / "playbooks/uninstall.yml")[0]["vars"]["uninstall_with_data"]) == has
+
+
+def test_files_that_were_replaced_belong_to_a_role() -> None:
+    """By the role site.yml knows whose copies to take anew."""
+    replaced = load(PROJECT / "group_vars/all/packages.yml")["replaced_files"]
+    assert set(replaced) <= set(order())
 
 
 # --- databases of others

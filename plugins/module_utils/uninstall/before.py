@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a host had when it was first looked at: written down once, before any role changes anything.
 
-One folder: ``before.json``, and below ``files/`` copies of the distribution's files that roles replace.
+One folder: ``before.json``, below ``files/`` copies of the distribution's files that roles replace, and below
+``returned/`` the copies of those that were put back and are the operator's again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 FORMAT = 1
 RECORD = "before.json"
 COPIES = "files"
+RETURNED = "returned"
 
 
 class BeforeError(Exception):

@@ -68,11 +68,7 @@ def remove(path: str, act: bool = True) -> tuple[bool, list[str]]:
 
 def put_back(copy: Path, path: str) -> None:
     """The copy of a file or folder in its old place, with owners, modes and times."""
-    if os.path.lexists(path):
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
+    _clear(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     _copy(str(copy), path)
 
@@ -91,12 +87,43 @@ def copied(patterns: Iterable[str], folder: Path) -> dict[str, Path]:
     return {one.removeprefix(str(folder)): Path(one) for one in found}
 
 
+def shelve(copy: Path, old: Path, new: Path) -> None:
+    """A copy below ``old`` lies below ``new`` from now on, instead of an earlier one."""
+    place = new / copy.relative_to(old)
+    _clear(str(place))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    copy.rename(place)
+
+
+def keep_again(patterns: Iterable[str], returned: Path, folder: Path, act: bool = True) -> list[str]:
+    """Of ``patterns`` those that were put back: copies of them as they are now. Without ``act`` only which."""
+    found = copied(patterns, returned)
+    for path, stale in found.items() if act else ():
+        if os.path.lexists(path):
+            draft = stale.with_name(f"{stale.name}.new")
+            _clear(str(draft))
+            _copy(path, str(draft))
+            _clear(str(stale))
+            draft.rename(stale)
+            shelve(stale, returned, folder)
+        else:
+            _clear(str(stale))
+    return sorted(found)
+
+
 def lost(folder: Path) -> list[tuple[str, Path]]:
     """Of the copies below ``folder`` those whose file is gone, and where it was."""
     found = [
         (f"/{one.relative_to(folder)}", one) for one in sorted(folder.rglob("*")) if one.is_symlink() or one.is_file()
     ]
     return [(path, one) for path, one in found if not os.path.lexists(path)]
+
+
+def _clear(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
 
 
 def _copy(source: str, destination: str) -> None:
