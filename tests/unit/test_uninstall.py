@@ -14,7 +14,10 @@ from typing import Any
 
 import conventions
 import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 from conventions import PROJECT, ROLE_NAMES, load
+from test_exposure import trusted
 
 from ansible_collections.onprem.llm.plugins.module_utils.doctor import leftovers
 from ansible_collections.onprem.llm.plugins.module_utils.uninstall import before, files, packages
@@ -251,7 +254,7 @@ def test_a_damaged_record_says_the_way_out(text: str, tmp_path: Path) -> None:
 # --- the module on a host whose systemd, apt and dpkg are programs of the test
 
 PROGRAMS = {
-    "systemctl": 'case "$1" in list-unit-files) cat $HERE/units;; list-units|show) ;; *) echo "$@" >> $HERE/said;; esac',
+    "systemctl": 'case "$1" in list-unit-files) cat $HERE/units;; list-units|show) ;; *) echo "$@" >>$HERE/said;; esac',
     "dpkg": "echo amd64",
     "dpkg-query": "cat $HERE/packages",
     "apt-mark": "true",
@@ -372,6 +375,21 @@ def order() -> list[str]:
     return list(load(PROJECT / "playbooks/uninstall.yml")[0]["vars"]["uninstall_order"])
 
 
+def of_playbook(expression: str, **known: Any) -> Any:
+    """An expression with the variables of playbooks/uninstall.yml, these before them."""
+    usual = {
+        "before_dir": "/var/lib/onprem-llm/before",
+        "uninstall": "all",
+        "uninstall_data": False,
+        "group_names": [],
+        "__wiring_local_facts": {},
+        "__uninstall_seen": {"stdout_lines": []},
+    }
+    variables = {**load(PROJECT / "playbooks/uninstall.yml")[0]["vars"], **usual, **known}
+    templar = Templar(loader=DataLoader(), variables={key: trusted(value) for key, value in variables.items()})
+    return templar.template(trust_as_template(expression))
+
+
 def uninstall_of(role: str) -> str:
     return conventions.text(PROJECT / f"roles/{role}/tasks/uninstall.yml")
 
@@ -381,6 +399,14 @@ def test_every_role_can_be_uninstalled() -> None:
     lacking = set(ROLE_NAMES) - able - NOTHING
     assert not lacking, f"no tasks/uninstall.yml in {sorted(lacking)}"
     assert set(order()) == able, "playbooks/uninstall.yml: uninstall_order is another list than the roles that can"
+
+
+def test_roles_go_in_the_order_of_the_list() -> None:
+    roles = of_playbook("{{ __uninstall_roles }}", group_names=sorted(order()[:-4]))
+    assert roles == order()
+    assert roles[-1] == "firewall"
+    named = of_playbook("{{ __uninstall_roles }}", group_names=order(), uninstall="postgresql,nginx,openldap")
+    assert named == ["nginx", "openldap", "postgresql"]
 
 
 def test_every_unit_of_a_role_is_stopped_by_it() -> None:
