@@ -383,7 +383,7 @@ def of_playbook(expression: str, **known: Any) -> Any:
         "uninstall_data": False,
         "group_names": [],
         "__wiring_local_facts": {},
-        "__uninstall_seen": {"stdout_lines": []},
+        "__uninstall_seen": {"stdout_lines": ["met"]},
     }
     variables = {**load(PROJECT / "playbooks/uninstall.yml")[0]["vars"], **usual, **known}
     templar = Templar(loader=DataLoader(), variables={key: trusted(value) for key, value in variables.items()})
@@ -407,6 +407,12 @@ def test_roles_go_in_the_order_of_the_list() -> None:
     assert roles[-1] == "firewall"
     named = of_playbook("{{ __uninstall_roles }}", group_names=order(), uninstall="postgresql,nginx,openldap")
     assert named == ["nginx", "openldap", "postgresql"]
+
+
+def test_once_all_is_gone_a_server_of_that_name_is_somebodys_own() -> None:
+    """Without the record nobody knows any more that nginx was there before, and the inventory still names the host."""
+    said = of_playbook("{{ __uninstall_roles }}", group_names=["nginx"], __uninstall_seen={"stdout_lines": []})
+    assert said == order()[-4:]
 
 
 def test_every_unit_of_a_role_is_stopped_by_it() -> None:
