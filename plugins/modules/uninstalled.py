@@ -203,10 +203,13 @@ class Host:
             self.kept += [f"package {one}: nobody wrote down whether it was here before" for one in ours]
             return
         automatic = self.run("apt-mark", "showauto").split()
-        # What a call that broke off had set out to purge.
+        # What a call that broke off had set out to purge, and files that were there when it did.
         unfinished = self.folder / "going"
-        begun = unfinished.read_text().split() if unfinished.exists() else []
-        going = packages.going(there, automatic, self.record.packages, [*wanted, *begun], staying)
+        begun = unfinished.read_text().splitlines() if unfinished.exists() else []
+        copies = files.held(self.copies) | files.held(self.returned)
+        found = [path for path in copies if path in begun or os.path.lexists(path)]
+        also_wanted = [one for one in begun if not one.startswith("/")]
+        going = packages.going(there, automatic, self.record.packages, [*wanted, *also_wanted], staying)
         if going:
             apt = ("apt-get", "--assume-yes", "--no-auto-remove", "--allow-change-held-packages")
             simulated = self.run(*apt, "--simulate", "purge", *going)
@@ -219,13 +222,14 @@ class Host:
                 )
             self.gone += [f"package {one}" for one in going]
             if self.act:
-                unfinished.write_text("\n".join(going))
+                unfinished.write_text("\n".join([*going, *found]))
                 self.run(*apt, "-o", "DPkg::Lock::Timeout=600", "purge", *going)
         if self.act:
+            # What a package took with it although it was here before. What a role or somebody else removed stays away.
+            for path in found:
+                if not os.path.lexists(path):
+                    files.put_back(copies[path], path)
             unfinished.unlink(missing_ok=True)
-            # What a package took with it although it was here before.
-            for path, copy in files.lost(self.folder / before.COPIES):
-                files.put_back(copy, path)
         # Asking apt for a package that is there makes it one that somebody wanted.
         marked = sorted((packages.matching(wanted, there) & set(self.record.automatic)) - set(automatic) - set(going))
         if marked:

@@ -365,6 +365,28 @@ def test_what_was_put_back_is_copied_anew_before_a_role_replaces_it_again(fake: 
     assert fake.uninstall(paths=paths[:1]) == [paths[0]]
 
 
+def test_a_purge_brings_back_only_what_it_took(fake: Fake) -> None:
+    """What another role that stays removed is none of its business."""
+    fake.met()
+    (fake.etc / "conf").unlink()
+    (fake.path / "packages").write_text("ours:amd64\tinstalled\t\t, \t, \n")
+    (fake.path / "purge").write_text(f"rm -r {fake.etc}/slapd.d; : > {fake.path}/packages")
+    assert fake.uninstall(packages=["ours"]) == ["package ours"]
+    assert (fake.etc / "slapd.d/config").read_text() == "theirs"
+    assert not (fake.etc / "conf").exists()
+
+
+def test_what_a_purge_took_comes_back_though_the_call_broke_off(fake: Fake) -> None:
+    fake.met()
+    (fake.path / "packages").write_text("ours:amd64\tinstalled\t\t, \t, \n")
+    (fake.path / "purge").write_text(f"rm {fake.etc}/conf; : > {fake.path}/packages; kill -9 $PPID")
+    with pytest.raises(IndexError):
+        fake.uninstall(packages=["ours"])
+    assert not (fake.etc / "conf").exists()
+    assert fake.uninstall(packages=["ours"]) == []
+    assert (fake.etc / "conf").read_text() == "theirs"
+
+
 # --- roles
 
 #: Roles that leave nothing on a host.

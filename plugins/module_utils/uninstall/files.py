@@ -111,12 +111,10 @@ def keep_again(patterns: Iterable[str], returned: Path, folder: Path, act: bool 
     return sorted(found)
 
 
-def lost(folder: Path) -> list[tuple[str, Path]]:
-    """Of the copies below ``folder`` those whose file is gone, and where it was."""
-    found = [
-        (f"/{one.relative_to(folder)}", one) for one in sorted(folder.rglob("*")) if one.is_symlink() or one.is_file()
-    ]
-    return [(path, one) for path, one in found if not os.path.lexists(path)]
+def held(folder: Path) -> dict[str, Path]:
+    """Every file of which ``folder`` has a copy, also inside folders, and the copy."""
+    found = (one for one in sorted(folder.rglob("*")) if one.is_symlink() or one.is_file())
+    return {f"/{one.relative_to(folder)}": one for one in found}
 
 
 def _clear(path: str) -> None:
