@@ -437,6 +437,17 @@ def test_once_all_is_gone_a_server_of_that_name_is_somebodys_own() -> None:
     assert said == order()[-4:]
 
 
+def test_accounts_go_with_the_role_whose_packages_made_them() -> None:
+    task = next(one for one in load(PROJECT / "playbooks/uninstall.yml")[0]["tasks"] if "packages that" in one["name"])
+    expression = task["onprem.llm.uninstalled"]["accounts"]
+    known = load(PROJECT / "group_vars/all/packages.yml")
+    assert set(known["package_accounts"]) <= set(order())
+    known |= {"group_names": ["llamacpp", "openldap", "postgresql"], "uninstall_data": True}
+    assert of_playbook(expression, **known | {"uninstall": "llamacpp"}) == {}
+    assert of_playbook(expression, **known | {"uninstall": "openldap"}) == {"openldap": "slapd"}
+    assert set(of_playbook(expression, **known | {"uninstall": "all"})) == {"openldap", "postgres", "ssl-cert"}
+
+
 def test_every_unit_of_a_role_is_stopped_by_it() -> None:
     missing = []
     for name in order():
