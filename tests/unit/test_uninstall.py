@@ -228,6 +228,12 @@ def test_only_named_folders_go_when_nothing_is_left_in_them(tmp_path: Path, moun
     assert files.empty(f"{tmp_path}/{one}" for one in named) == [f"{tmp_path}/a/b", f"{tmp_path}/a"]
 
 
+def test_a_folder_of_the_system_or_of_the_site_stays_though_it_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "listdir", lambda _path: [])
+    monkeypatch.setattr(os.path, "isdir", lambda _path: True)
+    assert files.empty(["/srv", "/data", "/mnt", "/var/lib", "/srv/llm"]) == ["/srv/llm"]
+
+
 # --- the record
 
 

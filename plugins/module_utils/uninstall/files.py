@@ -25,11 +25,14 @@ def existing(patterns: Iterable[str]) -> list[str]:
     """What is there of these paths and patterns, dangling links too; a path below another of them goes with it."""
     found = sorted({os.path.normpath(path) for pattern in patterns for path in _expand(pattern)})
     for path in found:
-        if not path.startswith("/") or any(
-            one == path or one.startswith(path.rstrip("/") + "/") for one in SYSTEM.split()
-        ):
+        if not path.startswith("/") or _systems(path):
             raise FilesError(f"'{path}' belongs to the system and is not removed. Correct the variable that names it.")
     return [path for path in found if not any(path.startswith(f"{other}/") for other in found)]
+
+
+def _systems(path: str) -> bool:
+    """Whether a path is, or holds, a folder of the system."""
+    return any(one == path or one.startswith(path.rstrip("/") + "/") for one in SYSTEM.split())
 
 
 def dangling(patterns: Iterable[str]) -> list[str]:
@@ -136,10 +139,15 @@ def same(copy: Path, path: str) -> bool:
 
 
 def empty(folders: Iterable[str]) -> list[str]:
-    """Folders of these that hold nothing but folders named before them. A link and a mount point are somebody's."""
+    """Folders of these that hold nothing but folders named before them.
+
+    A link, a mount point, a folder of the system and one directly below the root (/data, /mnt) are somebody's.
+    """
     found: list[str] = []
     for folder in map(os.path.normpath, folders):
         if folder in found or not os.path.isdir(folder) or os.path.islink(folder) or os.path.ismount(folder):
+            continue
+        if _systems(folder) or os.path.dirname(folder) == "/":
             continue
         if all(os.path.join(folder, one) in found for one in os.listdir(folder)):
             found.append(folder)
