@@ -474,6 +474,19 @@ def test_every_role_that_opens_a_port_closes_it() -> None:
     assert not missing, f"no port is closed by tasks/uninstall.yml of {missing}"
 
 
+@pytest.mark.parametrize(
+    ("folder", "said"), [("/var/lib/node-exporter", "/var/lib/node-exporter/onprem_llm_drift.prom\n"), ("", "")]
+)
+def test_the_metrics_of_drift_are_where_its_unit_says(folder: str, said: str, tmp_path: Path) -> None:
+    """Also where the setting went with the group."""
+    text = (PROJECT / "roles/drift/templates/onprem-llm-drift.service.j2").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("ExecStopPost") or folder]
+    (tmp_path / "unit").write_text("\n".join(lines).replace("{{ drift_textfile_dir }}", folder))
+    argv = load(PROJECT / "roles/drift/tasks/uninstall.yml")[0]["ansible.builtin.command"]["argv"]
+    done = subprocess.run([*argv[:-1], tmp_path / "unit"], check=True, capture_output=True, text=True)
+    assert done.stdout == said
+
+
 def test_what_has_data_is_known_until_the_data_are_gone() -> None:
     has = {name for name in order() if re.search(r"(?m)^    data:", uninstall_of(name))}
     assert set(load(PROJECT / "playbooks/uninstall.yml")[0]["vars"]["uninstall_with_data"]) == has
