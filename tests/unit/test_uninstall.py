@@ -487,6 +487,44 @@ def test_the_metrics_of_drift_are_where_its_unit_says(folder: str, said: str, tm
     assert done.stdout == said
 
 
+def test_the_models_are_where_the_unit_says(tmp_path: Path) -> None:
+    text = (PROJECT / "roles/model_store/templates/model_store-verify.service.j2").read_text()
+    (tmp_path / "unit").write_text(text.replace("{{ models_dir }}", "/data/models"))
+    asked, refusal = load(PROJECT / "roles/model_store/tasks/uninstall.yml")[:2]
+    argv = asked["ansible.builtin.command"]["argv"]
+    done = subprocess.run([*argv[:-1], tmp_path / "unit"], check=True, capture_output=True, text=True)
+    installed = {"__model_store_installed": {"stdout": done.stdout.rstrip("\n")}, "inventory_hostname": "gpu3"}
+    that = f"{{{{ {refusal['ansible.builtin.assert']['that']} }}}}"
+    assert of_playbook(that, **installed, models_dir="/data/models") is True
+    assert of_playbook(that, **installed, models_dir="/srv/llm/models") is False
+    said = of_playbook(refusal["ansible.builtin.assert"]["fail_msg"], **installed, models_dir="/srv/llm/models")
+    assert said.endswith("Add -e models_dir=/data/models and run this again.")
+
+
+@pytest.mark.parametrize(
+    ("there", "version", "way_out"),
+    [([], "17", None), (["17"], "17", None), (["15"], "17", "15"), (["15", "17"], "17", None), (["15"], "", "15")],
+)
+def test_another_version_of_the_database_is_not_taken_for_none(
+    there: list[str], version: str, way_out: str | None, tmp_path: Path
+) -> None:
+    look, refusal = load(PROJECT / "roles/postgresql/tasks/uninstall.yml")[:2]
+    for one in there:
+        (tmp_path / f"postgresql@{one}-main.service.d").mkdir()
+    options = {
+        "__postgresql_unit_options": f"{tmp_path}/postgresql@{version}-main.service.d",
+        "postgresql_version": version,
+        "inventory_hostname": "gpu3",
+    }
+    command = of_playbook(look["ansible.builtin.shell"]["cmd"], **options)
+    done = subprocess.run(["/bin/sh", "-c", command], check=False, capture_output=True, text=True)
+    options |= {"__postgresql_installed": {"stdout_lines": done.stdout.splitlines()}, **refusal["vars"]}
+    assert of_playbook(f"{{{{ {refusal['ansible.builtin.assert']['that']} }}}}", **options) is (way_out is None)
+    if way_out:
+        said = of_playbook(refusal["ansible.builtin.assert"]["fail_msg"], **options)
+        assert said.endswith(f"Add -e postgresql_version={way_out} and run this again.")
+
+
 def test_what_has_data_is_known_until_the_data_are_gone() -> None:
     has = {name for name in order() if re.search(r"(?m)^    data:", uninstall_of(name))}
     assert set(load(PROJECT / "playbooks/uninstall.yml")[0]["vars"]["uninstall_with_data"]) == has
