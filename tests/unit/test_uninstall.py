@@ -443,6 +443,26 @@ def test_once_all_is_gone_a_server_of_that_name_is_somebodys_own() -> None:
     assert said == order()[-4:]
 
 
+@pytest.mark.parametrize(
+    ("known", "stays"),
+    [
+        ({}, []),
+        ({"__wiring_local_facts": {"nvidia_driver": {"source": "preinstalled"}}}, ["nvidia_driver"]),
+        ({"__wiring_local_facts": {"nvidia_driver": {"source": "distro"}}}, []),
+        ({"nvidia_driver_source": "preinstalled", "llamacpp_install_method": "binary"}, ["llamacpp", "nvidia_driver"]),
+        ({"__wiring_local_facts": {"llamacpp": {"pointer": "/opt/llamacpp/b1-binary-0"}}}, ["llamacpp"]),
+        (
+            {"__wiring_local_facts": {"llamacpp": {"pointer": "b2-binary-0", "previous": {"pointer": "b1-source-"}}}},
+            [],
+        ),
+    ],
+)
+def test_what_others_installed_for_a_role_stays(known: dict[str, Any], stays: list[str]) -> None:
+    groups = ["llamacpp", "nginx", "nvidia_driver"]
+    going_ = of_playbook("{{ __uninstall_packages }}", group_names=groups, **known)
+    assert sorted(set(groups) - set(going_)) == stays
+
+
 def test_accounts_go_with_the_role_whose_packages_made_them() -> None:
     task = next(one for one in load(PROJECT / "playbooks/uninstall.yml")[0]["tasks"] if "packages that" in one["name"])
     expression = task["onprem.llm.uninstalled"]["accounts"]
