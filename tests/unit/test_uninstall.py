@@ -545,6 +545,41 @@ def test_another_version_of_the_database_is_not_taken_for_none(
         assert said.endswith(f"Add -e postgresql_version={way_out} and run this again.")
 
 
+def test_an_initramfs_is_rebuilt_though_an_earlier_rebuild_failed(tmp_path: Path) -> None:
+    """By then the file is gone from the host, and from one initramfs."""
+    task = next(one for one in load(PROJECT / "roles/nvidia_driver/tasks/uninstall.yml") if "Rebuild" in one["name"])
+    script = of_playbook(
+        task["ansible.builtin.shell"]["cmd"], __nvidia_driver_nouveau="/etc/modprobe.d/onprem-llm-nvidia.conf"
+    )
+    for name in ("boot", "modules/6.1", "modules/6.12", "modules/5.10"):
+        (tmp_path / name).mkdir(parents=True)
+    inside = {"6.1": "onprem-llm-nvidia.conf", "6.12": "onprem-llm-nvidia.conf", "5.10": "theirs.conf", "6.1.bak": "x"}
+    for kernel, name in inside.items():
+        (tmp_path / f"boot/initrd.img-{kernel}").write_text(f"etc/modprobe.d\netc/modprobe.d/{name}\n")
+    update = tmp_path / "update-initramfs"
+    update.write_text(f'#!/bin/sh\n[ "$3" != "$BROKEN" ] || exit 1\n: > {tmp_path}/boot/initrd.img-$3\n')
+    (tmp_path / "lsinitramfs").write_text('#!/bin/sh\ncat "$1"\n')
+    for name in ("update-initramfs", "lsinitramfs"):
+        (tmp_path / name).chmod(0o755)
+    for place, stands in (("/boot", "/boot"), ("/lib/modules", "/modules"), ("/usr/sbin", "")):
+        script = script.replace(f"{place}/", f"{tmp_path}{stands}/")
+
+    def run(broken: str = "") -> tuple[int, str]:
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["/bin/sh", "-c", script],
+            env={"PATH": path, "BROKEN": broken},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout
+
+    assert run(broken="6.12") == (1, "changed\n")
+    assert run() == (0, "changed\n")
+    assert run() == (0, "")
+
+
 def test_what_has_data_is_known_until_the_data_are_gone() -> None:
     has = {name for name in order() if re.search(r"(?m)^    data:", uninstall_of(name))}
     assert set(load(PROJECT / "playbooks/uninstall.yml")[0]["vars"]["uninstall_with_data"]) == has
