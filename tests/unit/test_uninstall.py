@@ -437,6 +437,51 @@ def test_roles_go_in_the_order_of_the_list() -> None:
     assert named == ["nginx", "openldap", "postgresql"]
 
 
+def test_a_role_that_the_host_left_and_that_still_serves_keeps_its_packages() -> None:
+    def stays(*seen: str, **known: Any) -> bool:
+        said = of_playbook(
+            "{{ __uninstall_stay }}", uninstall="nginx", __uninstall_seen={"stdout_lines": ["met", *seen]}, **known
+        )
+        return "model_mirror" in said
+
+    assert stays("nginx", "model_mirror")
+    assert stays("nginx", group_names=["model_mirror"])
+    assert not stays("nginx", "left model_mirror")
+    assert not stays("nginx")
+
+
+def test_what_a_call_left_is_gone_on_with(tmp_path: Path) -> None:
+    for name in ("etc/nginx", "var/uninstalled/nginx", "var/uninstalled/openwebui"):
+        (tmp_path / name).mkdir(parents=True)
+    places = {name: f"{tmp_path}/{name}" for name in ("facts_file", "opt_dir")}
+    places |= {"before_dir": f"{tmp_path}/var/before", "etc_dir": f"{tmp_path}/etc"}
+    marks = {"nginx": f"{tmp_path}/etc/nginx", "openwebui": f"{tmp_path}/etc/openwebui"}
+    task = next(one for one in load(PROJECT / "playbooks/uninstall.yml")[0]["tasks"] if "what is here" in one["name"])
+    command = of_playbook(task["ansible.builtin.shell"]["cmd"], __wiring_marks=marks, **places)
+    done = subprocess.run(["/bin/sh", "-c", command], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["nginx", "met", "left nginx", "left openwebui"]
+    seen = {"stdout_lines": ["met", "left nginx"]}
+    assert of_playbook("{{ __uninstall_roles }}", uninstall="nginx", __uninstall_seen=seen) == ["nginx"]
+
+
+@pytest.mark.parametrize(
+    ("given", "groups", "goes"),
+    [
+        ("openwebui", ["openwebui"], True),
+        ("openwebui", ["openwebui", "ktransformers"], False),
+        ("openwebui,ktransformers", ["openwebui", "ktransformers"], True),
+        ("nginx", ["nginx"], False),
+        ("all", ["ktransformers"], True),
+    ],
+)
+def test_what_uv_kept_goes_with_the_last_that_uses_it(given: str, groups: list[str], goes: bool) -> None:
+    task = next(one for one in load(PROJECT / "playbooks/uninstall.yml")[0]["tasks"] if "uv" in one["name"])
+    known = {"uninstall": given, "group_names": groups, **task["vars"]}
+    assert all(of_playbook(f"{{{{ {one} }}}}", **known) for one in task["when"]) is goes
+    known["__uninstall_seen"] = {"stdout_lines": ["met", "shared"]}
+    assert not all(of_playbook(f"{{{{ {one} }}}}", **known) for one in task["when"])
+
+
 def test_once_all_is_gone_a_server_of_that_name_is_somebodys_own() -> None:
     """Without the record nobody knows any more that nginx was there before, and the inventory still names the host."""
     said = of_playbook("{{ __uninstall_roles }}", group_names=["nginx"], __uninstall_seen={"stdout_lines": []})
