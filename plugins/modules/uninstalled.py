@@ -9,8 +9,8 @@ version_added: 0.1.0
 author: The onprem.llm developers
 description:
   - What M(onprem.llm.host_before) wrote down decides. Units that were there before run again as they did; files that
-    were there are put back, once; from then on they are the operator's, until M(onprem.llm.host_before) takes them
-    anew. Packages, users and groups that were there stay.
+    were there are put back, once; from then on they are the operator's, until the role is installed again. Packages,
+    users and groups that were there stay.
   - Packages go when nothing that stays needs them, with what came along with them. Kernels never go.
   - Without a record no package, user or group goes.
   - The order is units, files, packages, users. A call that broke off is finished by the next one.
@@ -75,6 +75,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.onprem.llm.plugins.module_utils.uninstall import before, files, packages
 
 ENABLED = "/etc/systemd/system"
+#: In the path of a file of ours that every role has beside those of the distribution that it replaces.
+OURS = "onprem-llm"
 
 
 class Host:
@@ -88,6 +90,7 @@ class Host:
         self.act = not module.check_mode
         self.copies = self.folder / before.COPIES
         self.returned = self.folder / before.RETURNED
+        self.again = False
         self.gone: list[str] = []
         self.kept: list[str] = []
 
@@ -144,7 +147,7 @@ class Host:
     def paths(self, patterns: list[str]) -> int:
         """How many changed."""
         changed = 0
-        copies = files.copied(patterns, self.copies)
+        copies = self.theirs(patterns)
         returned = files.copied(patterns, self.returned)
         for path, copy in sorted(copies.items()):
             if not files.same(copy, path):
@@ -161,10 +164,21 @@ class Host:
                 self.kept += [f"{one}: something is mounted there" for one in stays]
         return changed
 
+    def theirs(self, patterns: list[str]) -> dict[str, Path]:
+        """What is to be put back, and its copy."""
+        again = files.copied(patterns, self.returned) if self.again else {}
+        return again | files.copied(patterns, self.copies)
+
     def give_back(self, paths: list[str]) -> None:
         """Of these, what was put back is the operator's again: no later call touches it."""
         for copy in files.copied(paths, self.copies).values() if self.act else ():
             files.shelve(copy, self.copies, self.returned)
+
+    def take_again(self, paths: list[str]) -> None:
+        """A role that was installed again without asking host_before has replaced what was put back."""
+        self.again = True
+        for copy in files.copied(paths, self.returned).values() if self.act else ():
+            files.shelve(copy, self.returned, self.copies)
 
     def data(self, patterns: list[str], units: list[str], consent: bool) -> bool:
         """Whether data stays. What a service holds that was here before us is not ours, consent or not."""
@@ -273,8 +287,10 @@ def main() -> None:
         host = Host(module, before.read(Path(p["before"])))
         # Before anything: what must not go ends the task.
         files.existing([*p["paths"], *p["data"]])
+        if any(OURS in path for path in files.existing(p["paths"])):
+            host.take_again([*p["paths"], *p["data"]])
         host.units(p["units"])
-        replaced = files.copied([*p["paths"], *p["data"]], host.copies)
+        replaced = host.theirs([*p["paths"], *p["data"]])
         # A copy that is still there: a call broke off before the unit ran with it.
         if host.paths([*p["paths"], *replaced]) or replaced:
             host.do("systemctl", "daemon-reload")

@@ -328,7 +328,13 @@ def fake(tmp_path: Path) -> Fake:
 def test_what_was_put_back_is_the_operators_again(fake: Fake) -> None:
     fake.met(units={"slapd.service": "enabled"}, running=["slapd.service"])
     (fake.path / "units").write_text("slapd.service enabled\n")
-    ours = {"units": ["slapd.service"], "paths": [f"{fake.etc}/conf"], "data": [f"{fake.etc}/slapd.d"]}
+    dump = fake.path / "onprem-llm.dump"
+    dump.touch()
+    ours = {
+        "units": ["slapd.service"],
+        "paths": [f"{fake.etc}/conf"],
+        "data": [f"{fake.etc}/slapd.d", str(dump)],
+    }
     for name in ("slapd.d/config", "conf"):
         (fake.etc / name).write_text("ours")
     assert fake.uninstall(**ours) == [f"{fake.etc}/{name}: put back as it was" for name in ("conf", "slapd.d")]
@@ -347,6 +353,20 @@ def test_a_unit_runs_with_what_was_put_back_though_a_call_broke_off_between(fake
     (fake.path / "units").write_text("slapd.service enabled\n")
     assert fake.uninstall(units=["slapd.service"], paths=[f"{fake.etc}/conf"]) == []
     assert fake.said()[-1] == "restart slapd.service"
+
+
+def test_a_role_that_was_installed_again_is_taken_away_again(fake: Fake) -> None:
+    """Also where a stage's playbook did it, which does not ask host_before."""
+    fake.met()
+    paths = [f"{fake.etc}/conf", f"{fake.etc}/onprem-llm.conf"]
+    fake.uninstall(paths=paths)
+    (fake.etc / "conf").write_text("ours")
+    (fake.etc / "onprem-llm.conf").write_text("ours")
+    gone = [f"{paths[0]}: put back as it was", paths[1]]
+    assert fake.uninstall(paths=paths, _ansible_check_mode=True) == gone
+    assert fake.uninstall(paths=paths) == gone
+    assert (fake.etc / "conf").read_text() == "theirs"
+    assert fake.uninstall(paths=paths) == []
 
 
 def test_what_was_put_back_is_copied_anew_before_a_role_replaces_it_again(fake: Fake) -> None:
@@ -634,6 +654,18 @@ def test_files_that_were_replaced_belong_to_a_role() -> None:
     """By the role site.yml knows whose copies to take anew."""
     replaced = load(PROJECT / "group_vars/all/packages.yml")["replaced_files"]
     assert set(replaced) <= set(order())
+    for role in replaced:
+        known = {
+            "before_dir": "",
+            "etc_dir": "/etc/onprem-llm",
+            "opt_dir": "",
+            "tls_dir": "",
+            "postgresql_version": "17",
+        }
+        tasks = load(PROJECT / f"roles/{role}/tasks/uninstall.yml")
+        ours = [path for task in tasks for path in task.get("onprem.llm.uninstalled", {}).get("paths", [])]
+        named = [of_playbook(path, **conventions.role(role).vars, **known) for path in ours]
+        assert any("onprem-llm" in path for path in named), f"{role}: uninstalled cannot tell whether the role is there"
 
 
 # --- databases of others
