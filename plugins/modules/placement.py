@@ -198,6 +198,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    # Facts of a host that is outside a run come last; the plan is the same whoever asks for it.
+    order = {host: number for number, host in enumerate(given["groups"].get("inference", []))}
+    given["hardware"] = dict(sorted(given["hardware"].items(), key=lambda one: order.get(one[0], len(order))))
     problems = [] if given["what_if"] else pins.check(given["pins"], given["models"], given["groups"])
     # A host that could not read a header says nothing against one that could.
     headers = {header["key"]: header for header in sorted(given["headers"], key=lambda header: bool(header["shape"]))}

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.onprem.llm.plugins.module_utils import ranges
@@ -298,6 +298,8 @@ sizes = st.integers(0, 40).map(lambda half: half * GIB // 2)
     ram=sizes, gpus=st.lists(sizes, max_size=3), more=st.lists(sizes, min_size=4, max_size=4), moe=st.booleans(),
     tokens=st.sampled_from([2048, 16384, 65536]), slots=st.sampled_from([1, 4]), flash=st.booleans(),
 )  # fmt: skip
+# A card that is too small for anything.
+@example(ram=10 * GIB, gpus=[0], more=[0, GIB // 2, 0, 0], moe=False, tokens=2048, slots=1, flash=True)
 def test_more_memory_never_makes_it_unfit(
     ram: int, gpus: list[int], more: list[int], moe: bool, tokens: int, slots: int, flash: bool
 ) -> None:

@@ -69,6 +69,14 @@ def test_a_model_is_served_by_every_host_that_may(run: Call) -> None:
     assert (found["refused"], found["changed"]) == ([], False)
 
 
+def test_the_plan_is_the_same_whichever_host_answers_first(run: Call) -> None:
+    """A stage by itself, or --limit, asks the hosts in another order; two that are equal must not change places."""
+    first = decided(run, SMALL)
+    other = decided(run, SMALL, hardware={"gpu2": LAPTOP, "gpu1": LAPTOP})
+    assert other == first
+    assert [one["host"] for one in other["served"]] == GROUPS["inference"]
+
+
 def test_a_host_that_did_not_answer_is_left_out(run: Call) -> None:
     found = decided(run, SMALL, hardware={"gpu2": LAPTOP})
     assert [one["host"] for one in found["served"]] == ["gpu2"]

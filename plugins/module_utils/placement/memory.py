@@ -118,8 +118,9 @@ def used(device: DeviceMemory) -> int:
 
 
 def free(device: DeviceMemory) -> int:
-    """What stays; negative: so much is missing."""
-    return device["capacity"] - used(device) - device["reserve"] - device["others"]
+    """What stays; negative: so much is missing. Where nothing is put nothing is missing, however small it is."""
+    left = device["capacity"] - used(device) - device["reserve"] - device["others"]
+    return left if used(device) else max(left, 0)
 
 
 # --- compute buffers
