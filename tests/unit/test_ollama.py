@@ -173,6 +173,16 @@ def test_a_merge_that_fails_leaves_what_serves(disk: Disk) -> None:
     assert tree.is_dir() and disk.lay_out()["removed"] == []
 
 
+def test_half_a_store_of_other_settings_takes_no_room(disk: Disk) -> None:
+    """A run that was killed left it, and the next one has other parameters."""
+    tree = disk.use(disk.lay_out())
+    half = tree.with_name(".0123456789ab.part")
+    (half / "blobs").mkdir(parents=True)
+    (half / "blobs/merged").write_text("half")
+    disk.quantize.write_text(f"#!/bin/sh\ntest -e {half} && echo no room >&2\nexit 1\n")
+    assert "no room" not in disk.lay_out(PARTS[0])["msg"] and not half.exists()
+
+
 def test_a_store_that_somebody_changed_is_made_anew(disk: Disk) -> None:
     tree = disk.use(disk.lay_out())
     parameters = blob(tree, layers(tree)["params"])
@@ -225,6 +235,8 @@ def test_what_is_not_published_is_refused(disk: Disk) -> None:
     assert (
         answer["failed"] and "other.gguf is not published" in answer["msg"] and "playbooks/models.yml" in answer["msg"]
     )
+    (disk.home / ONE).unlink()
+    assert "is not published" in disk.lay_out()["msg"]
 
 
 def test_the_manifest_of_the_store_says_what_is_linked(disk: Disk) -> None:
@@ -294,7 +306,8 @@ def test_where_both_may_run_it_is_llama_cpp() -> None:
 
 def test_a_service_tells_what_it_starts_with() -> None:
     text = (
-        "# Written by the role ollama. Files: o/r@master\n# Port: 9101\n# Parameters: --num_ctx 4096 --num_gpu 0\n"
+        "# Written by the role ollama. Files: o/r@master\n# Model: /srv/llm/served/chat/a.gguf\n"
+        "# Port: 9101\n# Parameters: --num_ctx 4096 --num_gpu 0\n"
         "OLLAMA_NUM_PARALLEL=2\nOLLAMA_HOST=127.0.0.1:11434\nOLLAMA_MODELS=/srv/llm/ollama/chat/current\nDOOR_MODEL=chat\n"
     )
     assert installed("chat", text) == {
@@ -306,3 +319,5 @@ def test_a_service_tells_what_it_starts_with() -> None:
         "environment": {"OLLAMA_NUM_PARALLEL": "2"},
         "numa": "none",
     }
+    # A line that somebody has broken keeps nobody from looking at the host.
+    assert installed("chat", text.replace("4096", "'4096"))["flags"] == {}

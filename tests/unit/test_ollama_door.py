@@ -87,6 +87,8 @@ def test_who_has_the_key_is_let_in() -> None:
         assert "evil" not in behind.heads[0] and KEY not in behind.heads[0] and "Real" not in behind.heads[0]
         assert behind.heads[0].startswith("POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:")
         assert b'"id": "tiny"' in await send(request("/v1/models?x", "GET"))
+        again = request("/v1/models", "GET").replace(b"X-Real-IP", b"Via: 1.1 a\r\nVia: 1.1 b\r\nX-Real-IP")
+        assert b'"id": "tiny"' in await send(again)
 
     run(test)
 
@@ -108,6 +110,7 @@ def test_who_has_the_key_is_let_in() -> None:
         (request("/health"), 404),
         (request().replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\nContent-Length: "), 411),
         (request().replace(b"Content-Length: ", b"content-length: 1\r\nContent-Length: "), 400),
+        (request().replace(b"Authorization", b"Authorization: Bearer x\r\nAuthorization"), 400),
         (request().replace(b"Content-Length: ", b"Content-Length: +"), 400),
         (request().replace(b"Content-Length:", b"Content-Length :"), 400),
         (request().replace(b"Content-Length: ", b"Content-Length: 9999999"), 413),

@@ -76,7 +76,7 @@ def parts(source: Path, entry: str) -> tuple[Part, ...]:
     if split := gguf.SPLIT_NAME.fullmatch(entry):
         count = int(split["count"])
         names = [f"{split['prefix']}-{number + 1:05d}-of-{count:05d}.gguf" for number in range(count)]
-    if not all(name in entries for name in names):
+    if not all(name in entries and (home / name).is_file() for name in names):
         return ()
     return tuple(Part(home / name, entries[name].sha256, entries[name].size) for name in names)
 
@@ -124,7 +124,9 @@ def build(root: Path, wanted: Wanted, merge: Merge) -> Path:
     """The store, complete under its name or not there at all."""
     tree = root / wanted.model / wanted.key
     stage = tree.with_name(f".{wanted.key}.part")
-    shutil.rmtree(stage, ignore_errors=True)
+    # Also those of other settings, which a run that was killed left: they may be what the disk lacks.
+    for half in tree.parent.glob(".*.part"):
+        shutil.rmtree(half, ignore_errors=True)
     (stage / "blobs").mkdir(parents=True)
     try:
         weights = _weights(stage, wanted, merge)

@@ -31,6 +31,8 @@ PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 LOAD = {"chat": "/api/generate", "embedding": "/api/embed"}
 #: Of a model that is named without one.
 TAG = "latest"
+#: Fields by whose second value two programs could understand two requests.
+ONCE = ("authorization", "content-length", "host", "transfer-encoding")
 MOST = 32 << 20
 """Bytes of a request's body."""
 
@@ -68,7 +70,7 @@ def parse(head: bytes) -> tuple[str, str, dict[str, str]]:
     fields: dict[str, str] = {}
     for one in lines:
         name, colon, value = one.partition(":")
-        if not colon or name != name.strip() or name.lower() in fields:
+        if not colon or name != name.strip() or (name.lower() in fields and name.lower() in ONCE):
             raise Refused(400, "A field of the request's head is no field, or comes twice.")
         fields[name.lower()] = value.strip()
     if "transfer-encoding" in fields:
