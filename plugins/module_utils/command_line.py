@@ -25,10 +25,15 @@ def written(flags: Mapping[str, Any]) -> str:
 
 
 def read(line: str) -> dict[str, Any]:
-    """Options of a line, without dashes; several words after one option are joined by blanks."""
+    """Options of a line, without dashes; several words after one option are joined by blanks. None of one that ends
+    within quotes: somebody has edited it."""
     flags: dict[str, Any] = {}
     name = ""
-    for word in shlex.split(line):
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return {}
+    for word in words:
         if re.fullmatch(r"--[a-z][a-z0-9_-]*", word):
             name = word[2:]
             flags[name] = True

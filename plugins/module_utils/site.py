@@ -112,6 +112,11 @@ def check_tls(site: Mapping[str, Any], groups: Mapping[str, Sequence[str]], exis
     problems = []
     if groups.get("nginx") and not site.get("public_name"):
         problems.append("public_name is empty. Set the name (or address) under which people reach the service.")
+    if ":" in str(site.get("public_name")):
+        problems.append(
+            f"public_name is '{site['public_name']}', and an IPv6 address does not do there (redirects, certificate, "
+            "the application's own links). Use a name that leads to it."
+        )
     source = site.get("tls_source")
     if source not in ("own_ca", "provided"):
         problems.append(f"tls_source is '{source}'. Use own_ca or provided.")

@@ -89,6 +89,11 @@ def test_one_port_on_two_hosts_is_fine() -> None:
             "service agree. Leave them out; a port is pinned as `port`.",
         ),
         (
+            [pin(flags={"stop": ["<|im_end|>", "\n\n"], "threads": 4})],
+            "placements: 'chat' on 'gpu1': the flags stop hold a line break or another control character, and an "
+            "engine's options are one line of a file. Leave such values out, or send them with each request.",
+        ),
+        (
             [pin(quantisation="Q2_K")],
             "placements: 'chat' on 'gpu1': there is no variant 'Q2_K'. There are: Q8_0, Q4_K_M.",
         ),

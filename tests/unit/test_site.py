@@ -135,6 +135,14 @@ PROVIDED = {"tls_source": "provided", "tls_certificate_file": "/c.crt", "tls_key
             {},
             ["public_name is empty. Set the name (or address) under which people reach the service."],
         ),
+        (
+            {"public_name": "fd00::10"},
+            {},
+            [
+                "public_name is 'fd00::10', and an IPv6 address does not do there (redirects, certificate, the "
+                "application's own links). Use a name that leads to it."
+            ],
+        ),
         ({"tls_source": "acme"}, {}, ["tls_source is 'acme'. Use own_ca or provided."]),
         (
             {**PROVIDED, "tls_key_file": ""},

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,18 @@ def _shape_problems(label: str, pin: Mapping[str, Any]) -> list[str]:
             f"{label}: the flags {', '.join(taken)} are set by the role, so that door, firewall and service agree. "
             "Leave them out; a port is pinned as `port`."
         )
+    values = flags.items() if isinstance(flags, Mapping) else ()
+    broken = [str(flag) for flag, value in values if re.search(r"[\x00-\x1f]", " ".join(map(str, _list(value))))]
+    if broken:
+        problems.append(
+            f"{label}: the flags {', '.join(broken)} hold a line break or another control character, and an engine's "
+            "options are one line of a file. Leave such values out, or send them with each request."
+        )
     return problems
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _engine_problems(label: str, pin: Mapping[str, Any], host: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
