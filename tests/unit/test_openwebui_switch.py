@@ -10,7 +10,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import jinja2
 import pytest
+import yaml
 
 from ansible_collections.onprem.llm.plugins.module_utils import database_dump, openwebui_switch
 from ansible_collections.onprem.llm.plugins.module_utils.openwebui_switch import Plan, Record, SwitchError, at
@@ -18,6 +20,7 @@ from ansible_collections.onprem.llm.plugins.module_utils.openwebui_switch import
 OLD, NEW, OTHER = "0.11.4-py3.11-aaaa", "0.12.4-py3.11-bbbb", "0.13.0-py3.11-cccc"
 NOW = "20260101T000000Z"
 BUILT = [OLD, NEW, OTHER]
+SERVE = Path(__file__).parents[2] / "roles/openwebui/tasks/serve.yml"
 
 
 def plan(record: Record, current: str, wanted: str, restores: str = "") -> Plan:
@@ -41,6 +44,27 @@ def test_a_database_that_was_there_before_is_kept_and_leads_nowhere_back() -> No
     record: Record = {**openwebui_switch.first(NEW), "previous": at("", f"found-{NOW}")}
     assert plan(record, NEW, NEW).back_to is None
     assert openwebui_switch.facts(record)["previous"] == {}
+
+
+def test_a_database_that_an_uninstalled_version_left_is_kept_too() -> None:
+    """Its record stayed, so that what it served is known; nothing serves."""
+    tasks = yaml.safe_load(SERVE.read_text())
+    (task,) = (task for task in tasks if task.get("ansible.builtin.include_tasks") == "first.yml")
+    runs = jinja2.Environment().compile_expression(task["when"])
+
+    def first(record: Record, current: str) -> bool:
+        compared = {"current": current}
+        found = plan(record, current, NEW)
+        rest = {"openwebui_database_server": "db", "groups": {"all": ["db"]}, "ansible_check_mode": False}
+        return bool(runs(__openwebui_compared=compared, __openwebui_plan=found, **rest))
+
+    left = openwebui_switch.first(OLD)
+    assert plan(left, "", NEW).serves == at(OLD)
+    assert first(left, "") and first(openwebui_switch.first(""), "")
+    assert not first(left, OLD) and not first(openwebui_switch.first(NEW), NEW)
+    # What broke off in the trial has its dump.
+    assert not first(trying(upgrade()), "")
+    assert plan(left, "", NEW).dump == f"found-{NOW}"
 
 
 def test_the_same_version_is_left_alone() -> None:
