@@ -73,7 +73,10 @@ def first(current: str) -> Record:
 def read(path: Path, current: str) -> Record:
     """The record at ``path``. Unless a change is under way, what serves is what the pointer says."""
     if not path.exists():
-        return first(current)
+        # Whose data are kept here nobody knows any more, and the last of them stay until the next change all the same.
+        kept = [data.stem if data.suffix == ".dump" else data.name for data in path.parent.glob("*-[0-9]*T[0-9]*Z*")]
+        last = max(kept, key=lambda name: name.rpartition("-")[2], default="")
+        return {**first(current), "previous": at("", last) if last else None}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         number = found["format"]
@@ -81,7 +84,8 @@ def read(path: Path, current: str) -> Record:
     except (ValueError, KeyError, TypeError) as error:
         raise SwitchError(
             f"{path} is damaged ({error!r}). When Open WebUI serves and nothing is owed, move it away "
-            f"(mv {path} {path}.old): only the way back to the version before is lost, the dumps stay."
+            f"(mv {path} {path}.old): only the way back to the version before is lost, its dump and its "
+            "uploads stay until the next change of version."
         ) from error
     if number != FORMAT:
         raise SwitchError(

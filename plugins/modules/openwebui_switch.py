@@ -216,9 +216,13 @@ class Switch:
 
     def found(self) -> dict[str, Any]:
         self.end_trial()
-        if self.p["dump"]:
-            self.record = {**openwebui_switch.first(""), "previous": openwebui_switch.at("", self.p["dump"])}
-        return {"changed": bool(self.p["dump"]) and self.save()}
+        if not self.p["dump"]:
+            return {"changed": False}
+        self.record = {**openwebui_switch.first(""), "previous": openwebui_switch.at("", self.p["dump"])}
+        changed = self.save()
+        # Should the record be lost, this says what the database's host keeps.
+        (self.kept / self.p["dump"]).mkdir(mode=0o700, exist_ok=True)
+        return {"changed": changed}
 
     def stopped(self) -> dict[str, Any]:
         p = self.p

@@ -133,6 +133,17 @@ def test_a_damaged_record_is_named_with_the_way_out(tmp_path: Path, text: str) -
         openwebui_switch.read(path, OLD)
 
 
+def test_without_a_record_the_last_data_that_are_kept_stay(tmp_path: Path) -> None:
+    """A damaged one was moved away; what is left says when, no more."""
+    for name in (f"{NEW}-20260101T000000Z", f"{OLD}-20260301T000000Z"):
+        (tmp_path / name / "uploads").mkdir(parents=True)
+    (tmp_path / "found-20260201T000000Z.dump").touch()
+    (tmp_path / "record.json.old").touch()
+    record = openwebui_switch.read(tmp_path / "record.json", NEW)
+    assert record == {**openwebui_switch.first(NEW), "previous": at("", f"{OLD}-20260301T000000Z")}
+    assert plan(record, NEW, OTHER).back_to is None
+
+
 MIGRATIONS = [
     "revision = 'a'\ndown_revision = None\n",
     "from alembic import op\nrevision: str = 'b'\ndown_revision: str | None = 'a'\ndef upgrade(): pass\n",
