@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ansible_collections.onprem.llm.plugins.module_utils import transfer
+
 #: Bytes of a dump per byte of the database, at most: vectors are longer as text than as numbers, compressed too.
 DUMP_SHARE = 1.5
 NAME = re.compile(r"[a-z_][a-z0-9_]{0,50}")
@@ -116,7 +118,17 @@ def dump(server: Server, database: str, target: Path) -> int:
         server.run("pg_dump", ["--format=custom", f"--dbname={identifier(database)}"], stdout=file)
         os.fsync(file.fileno())
     part.rename(target)
+    transfer.sync_folder(target.parent)
     return target.stat().st_size
+
+
+def check_there(path: Path, database: str) -> None:
+    """DumpError without the dump: what the database holds by now is no longer what it would have to hold."""
+    if not path.exists():
+        raise DumpError(
+            f"The dump {path} is not there, and without it the database {database} cannot become what it was before "
+            "the change of version. It was not touched. Put the file back there, then run again."
+        )
 
 
 def check_cluster(server: Server, seen: str, database: str) -> None:
@@ -170,8 +182,7 @@ psql -Xq --set=ON_ERROR_STOP=1 --dbname="$2" >/dev/null
 def restore(server: Server, database: str, source: Path) -> None:
     """The database comes to hold what ``source`` holds, in one transaction."""
     name = identifier(database)
-    if not source.exists():
-        raise DumpError(f"The dump {source} is not there. The database {name} was not touched.")
+    check_there(source, name)
     if not server.sql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):
         raise DumpError(f"There is no database {name} on this server. Run playbooks/data.yml, then again.")
     server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")

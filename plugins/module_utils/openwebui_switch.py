@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from ansible_collections.onprem.llm.plugins.module_utils import transfer
 from ansible_collections.onprem.llm.plugins.module_utils.python_tree import MARKER
 
 FORMAT = 1
@@ -106,7 +107,7 @@ class Plan:
 
     ``withdraw``: take back a change that broke off and is no longer wanted. ``switch``: change to what is wanted,
     after keeping the data as ``dump``, and with the data ``restores`` unless that is empty. ``back_to``: where a way
-    back leads, if there is one.
+    back leads, if there is one. ``resumes``: ``dump`` was made before the data were touched; none may be made now.
     """
 
     serves: Version
@@ -115,6 +116,7 @@ class Plan:
     dump: str
     restores: str
     back_to: Version | None
+    resumes: bool = False
 
 
 def plan(record: Record, current: str, wanted: str, restores: str, now: str, finished: Iterable[str]) -> Plan:
@@ -123,7 +125,7 @@ def plan(record: Record, current: str, wanted: str, restores: str, now: str, fin
     if record["state"] == "trying" and record["wanted"]:
         back_to = record["wanted"] if record["restores"] else good
         if record["wanted"]["pointer"] == wanted:
-            return Plan(good, False, True, record["dump"], record["restores"], back_to)
+            return Plan(good, False, True, record["dump"], record["restores"], back_to, True)
         fresh = f"{good['pointer']}-{now}"
         return Plan(good, True, wanted != good["pointer"], fresh, restores, back_to)
     reachable = previous if previous and previous["pointer"] in set(finished) else None
@@ -229,10 +231,13 @@ def clone(source: Path, target: Path) -> None:
         for folder, _, _ in os.walk(source):
             there = part / os.path.relpath(folder, source)
             os.chown(there, os.stat(folder).st_uid, os.stat(folder).st_gid)
+    # The copy must survive a power cut that what it replaces does not.
+    os.sync()
     if target.exists():
         target.rename(old)
     if part.exists():
         part.rename(target)
+    transfer.sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

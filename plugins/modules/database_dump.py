@@ -25,6 +25,7 @@ options:
   folder: {description: Where dumps lie; made with mode 0700., type: path, required: true}
   port: {description: Port of the server., type: int, default: 5432}
   cluster: {description: System identifier of the server that the application uses. Required to check., type: str}
+  there: {description: Refuse where the dump I(name) was not made yet. For V(checked)., type: bool, default: false}
   unless_empty: {description: Dump no database without tables., type: bool, default: false}
   needed: {description: Names of dumps that stay., type: list, elements: str, default: []}
 """
@@ -64,6 +65,7 @@ def main() -> None:
             "folder": {"type": "path", "required": True},
             "port": {"type": "int", "default": 5432},
             "cluster": {"type": "str"},
+            "there": {"type": "bool", "default": False},
             "unless_empty": {"type": "bool", "default": False},
             "needed": {"type": "list", "elements": "str", "default": []},
         },
@@ -85,6 +87,8 @@ def main() -> None:
             result.update(changed=False, path="")
         elif p["state"] == "checked":
             database_dump.check_cluster(server, p["cluster"], p["database"])
+            if p["there"]:
+                database_dump.check_there(path, p["database"])
             database_dump.check_room(server, p["database"], folder)
             result = {"changed": False}
         elif p["state"] == "pruned":

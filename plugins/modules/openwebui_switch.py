@@ -60,7 +60,7 @@ EXAMPLES = r"""
 RETURN = r"""
 current: {description: The version that the pointer leads to., type: str, returned: always}
 plan:
-  description: "What is to be done: serves, withdraw, switch, dump, restores, back_to."
+  description: "What is to be done: serves, withdraw, switch, dump, restores, back_to, resumes."
   returned: when compared
   type: dict
 built: {description: Whether I(name) is there and complete., type: bool, returned: when compared}
@@ -183,6 +183,8 @@ class Switch:
         if difference and not self.module.check_mode:
             self.kept.mkdir(mode=0o700, parents=True, exist_ok=True)
             config_files.write(difference, lambda command: (0, ""))
+            # What follows may not outlive a power cut that this does not.
+            transfer.sync_folder(self.kept)
         return difference is not None
 
     def dumps(self) -> list[str]:

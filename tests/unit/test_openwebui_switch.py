@@ -4,18 +4,29 @@
 from __future__ import annotations
 
 import errno
+import functools
+import grp
 import os
+import pwd
 import re
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jinja2
 import pytest
 import yaml
 
-from ansible_collections.onprem.llm.plugins.module_utils import database_dump, openwebui_switch
+from ansible_collections.onprem.llm.plugins.module_utils import (
+    config_files,
+    database_dump,
+    openwebui_switch,
+    transfer,
+)
 from ansible_collections.onprem.llm.plugins.module_utils.openwebui_switch import Plan, Record, SwitchError, at
+from ansible_collections.onprem.llm.plugins.modules import openwebui_switch as module_of_switch
 
 OLD, NEW, OTHER = "0.11.4-py3.11-aaaa", "0.12.4-py3.11-bbbb", "0.13.0-py3.11-cccc"
 NOW = "20260101T000000Z"
@@ -86,14 +97,14 @@ def test_what_broke_off_in_the_trial_goes_on_with_its_dump() -> None:
     """Only the trial has seen the data since."""
     for current in (OLD, NEW):
         found = plan(trying(upgrade()), current, NEW)
-        assert (found.switch, found.withdraw, found.dump) == (True, False, f"{OLD}-then")
+        assert (found.switch, found.withdraw, found.dump, found.resumes) == (True, False, f"{OLD}-then", True)
 
 
 @pytest.mark.parametrize(("wanted", "switch"), [(OLD, False), (OTHER, True)])
 def test_a_trial_that_is_not_wanted_any_more_is_taken_back_first(wanted: str, switch: bool) -> None:
     found = plan(trying(upgrade()), OLD, wanted)
     assert (found.withdraw, found.switch, found.serves) == (True, switch, at(OLD))
-    assert found.dump == f"{OLD}-{NOW}"
+    assert found.dump == f"{OLD}-{NOW}" and not found.resumes
 
 
 def test_the_way_back_leads_to_the_version_before_with_its_data() -> None:
@@ -181,6 +192,91 @@ def test_uploads_are_kept_as_they_were_and_brought_back(tmp_path: Path) -> None:
     assert sorted(path.name for path in uploads.parent.iterdir()) == ["uploads"]
     openwebui_switch.clone(tmp_path / "nothing", uploads)
     assert not uploads.exists()
+
+
+@pytest.fixture(autouse=True)
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was written through to the disk, in order; "all" without a word to this machine's disks."""
+    order: list[str] = []
+    monkeypatch.setattr(os, "sync", lambda: order.append("all"))
+    monkeypatch.setattr(transfer, "sync_folder", lambda path: order.append(path.name))
+    return order
+
+
+def test_a_copy_is_on_the_disk_before_what_it_replaces_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synced: list[str]
+) -> None:
+    uploads, kept = tmp_path / "data/uploads", tmp_path / "kept/d/uploads"
+    for folder in (uploads, kept):
+        folder.mkdir(parents=True)
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: synced.append(path.name) or rename(path, to))
+    openwebui_switch.clone(kept, uploads)
+    assert synced == ["all", "uploads", ".uploads.part", "data"]
+
+
+def test_a_dump_is_on_the_disk_when_it_is_said_to_be(tmp_path: Path, synced: list[str]) -> None:
+    class Server(database_dump.Server):
+        def run(self, *_: Any, **__: Any) -> str:
+            return ""
+
+    database_dump.dump(Server(5432), "chat", tmp_path / "then.dump")
+    assert synced == [tmp_path.name]
+
+
+class Host:
+    """A web host whose commands do nothing, for one step after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.kept, self.root, self.uploads = folder / "kept", folder / "root", folder / "data/uploads"
+        self.ran: list[list[str]] = []
+        self.warned: list[str] = []
+        for path in (self.root / OLD, self.root / NEW, self.uploads):
+            path.mkdir(parents=True)
+        (self.root / "current").symlink_to(OLD)
+        (self.uploads / "one").write_text("one")
+        self.facts = folder / "facts"
+
+    def command(self, argv: list[str], **_: Any) -> tuple[int, str, str]:
+        self.ran.append(argv)
+        return 0, "ActiveState=inactive\n", ""
+
+    def step(self, state: str, **change: Any) -> dict[str, Any]:
+        places = {"root": self.root, "kept": self.kept, "data": self.uploads.parent, "facts": self.facts}
+        rest = {"name": NEW, "dump": f"{OLD}-then", "restores": "", "email": "a@b", "password": "p", "port": 1}
+        rest |= {"keep": 2, "environment": None, "why": "", "timeout": 1, "unit": ""}
+        params = {key: str(value) for key, value in places.items()} | rest | {"state": state} | change
+        module = SimpleNamespace(params=params, run_command=self.command, check_mode=False, warn=self.warned.append)
+        result: dict[str, Any] = getattr(module_of_switch.Switch(module), state)()
+        return result
+
+    def record(self) -> Record:
+        return openwebui_switch.read(self.kept / "record.json", "")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setattr(module_of_switch, "TRIAL_FILE", tmp_path / "trial.service")
+    monkeypatch.setattr(module_of_switch.Switch, "wait", lambda *_: 1.0)
+    me = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
+    monkeypatch.setattr(config_files, "Wanted", functools.partial(config_files.Wanted, **me))
+    return Host(tmp_path)
+
+
+def test_the_record_is_on_the_disk_before_the_service_stops(host: Host, synced: list[str]) -> None:
+    host.step("stopped")
+    assert synced[0] == "kept"
+    assert host.record()["state"] == "dumping"
+
+
+def test_a_dump_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    there = tmp_path / "then.dump"
+    with pytest.raises(
+        database_dump.DumpError, match=rf"The dump {there} is not there.*Put the file back there, then run"
+    ):
+        database_dump.check_there(there, "chat")
+    there.touch()
+    database_dump.check_there(there, "chat")
 
 
 def test_half_a_copy_of_uploads_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
