@@ -216,6 +216,23 @@ def check_room(source: Path, target: Path) -> None:
         )
 
 
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of each file; nothing where there is no such folder."""
+    files = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return {str(file.relative_to(folder)): (file.lstat().st_size, int(file.lstat().st_mtime)) for file in files}
+
+
+def bring_back(kept: Path, uploads: Path) -> None:
+    """What was kept as ``kept`` takes the place of ``uploads``; unchanged files need no room for a copy."""
+    if not kept.is_dir():
+        raise SwitchError(
+            f"{kept}, where the uploads were kept, is not there, and those in {uploads} were not touched. Put it back "
+            "there, then run again."
+        )
+    if listing(kept / "uploads") != listing(uploads):
+        clone(kept / "uploads", uploads)
+
+
 def clone(source: Path, target: Path) -> None:
     """``target`` becomes ``source`` as it is now. Links will do: an upload is written once and never changed."""
     part, old = (target.with_name(f".{target.name}.{what}") for what in ("part", "old"))

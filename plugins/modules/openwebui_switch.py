@@ -229,6 +229,11 @@ class Switch:
     def stopped(self) -> dict[str, Any]:
         p = self.p
         if self.record["state"] != "trying":
+            if os.path.ismount(self.uploads):
+                raise SwitchError(
+                    f"{self.uploads} is a file system of its own, which cannot give way to what was kept. Nothing was "
+                    f"changed. Mount it at {p['data']} instead, with the files in its folder uploads, then run again."
+                )
             openwebui_switch.check_room(self.uploads, self.kept)
             if p["restores"]:
                 openwebui_switch.check_room(self.kept / p["restores"] / "uploads", self.uploads)
@@ -250,7 +255,7 @@ class Switch:
     def armed(self) -> dict[str, Any]:
         self.write({**self.record, "state": "trying"}, self.owed())
         if self.record["restores"]:
-            openwebui_switch.clone(self.kept / self.record["restores"] / "uploads", self.uploads)
+            openwebui_switch.bring_back(self.kept / self.record["restores"], self.uploads)
         return {"changed": True}
 
     def tried(self) -> dict[str, Any]:
@@ -292,7 +297,7 @@ class Switch:
     def back(self) -> dict[str, Any]:
         good, why = self.record["good"], self.p["why"]
         if self.record["state"] == "trying":
-            openwebui_switch.clone(self.kept / self.record["dump"] / "uploads", self.uploads)
+            openwebui_switch.bring_back(self.kept / self.record["dump"], self.uploads)
         transfer.point(self.root / "current", good["pointer"])
         wanted = self.record["wanted"] or good
         debt = (

@@ -269,6 +269,48 @@ def test_the_record_is_on_the_disk_before_the_service_stops(host: Host, synced: 
     assert host.record()["state"] == "dumping"
 
 
+def test_uploads_that_are_as_they_were_need_no_room_to_come_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another file system their copy would lie beside them, and the version before would not start again."""
+    host.step("stopped")
+    host.step("armed")
+
+    def full(*_: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(openwebui_switch, "link", full)
+    host.step("back")
+    assert host.record()["state"] == "failed"
+    assert (host.uploads / "one").read_text() == "one"
+
+
+def test_uploads_that_the_trial_changed_are_put_back(host: Host) -> None:
+    host.step("stopped")
+    host.step("armed")
+    (host.uploads / "one").unlink()
+    (host.uploads / "two").touch()
+    host.step("back")
+    assert [path.name for path in host.uploads.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("state", ["armed", "back"])
+def test_uploads_stay_where_what_was_kept_is_gone(host: Host, state: str) -> None:
+    host.step("stopped", restores=f"{OLD}-then")
+    (host.kept / "record.json").write_text(openwebui_switch.render(trying(host.record())))
+    shutil.rmtree(host.kept / f"{OLD}-then")
+    with pytest.raises(SwitchError, match=rf"{host.kept}/{OLD}-then, where the uploads were kept, is not there"):
+        host.step(state)
+    assert (host.uploads / "one").exists()
+
+
+def test_uploads_that_are_a_file_system_are_refused_before_anything_stops(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == host.uploads)
+    with pytest.raises(SwitchError, match=rf"{host.uploads} is a file system.*Mount it at {host.uploads.parent}"):
+        host.step("stopped")
+    assert not [argv for argv in host.ran if "disable" in argv]
+
+
 def test_a_dump_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
     there = tmp_path / "then.dump"
     with pytest.raises(
