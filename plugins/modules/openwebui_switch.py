@@ -273,9 +273,10 @@ class Switch:
         sources = (file.read_text() for file in package.glob("migrations/versions/*.py"))
         openwebui_switch.check_schema(self.ask(REVISION), sources, openwebui_switch.version_of(p["name"]))
         if self.record["login"] and not signs_in(port, p["email"], p["password"]):
-            raise SwitchError(
-                f"{p['email']} could sign in before and cannot now, with the same password.\n{self.journal(TRIAL)}"
-            )
+            said = f"{p['email']} could sign in before and cannot now, with the same password"
+            if not self.record["restores"]:
+                raise SwitchError(f"{said}.\n{self.journal(TRIAL)}")
+            self.module.warn(f"{said}: the data are older, and may have the password of then.")
         if not self.record["login"]:
             self.module.warn(
                 f"{p['email']} could not sign in with the password of the secrets before the change: no login asked."

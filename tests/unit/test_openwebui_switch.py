@@ -292,6 +292,24 @@ def test_uploads_that_the_trial_changed_are_put_back(host: Host) -> None:
     assert [path.name for path in host.uploads.iterdir()] == ["one"]
 
 
+def test_a_password_that_is_newer_than_the_data_is_no_obstacle_on_the_way_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_of_switch, "signs_in", lambda *_: False)
+    monkeypatch.setattr(openwebui_switch, "check_schema", lambda *_: None)
+    monkeypatch.setattr(module_of_switch.Switch, "ask", lambda *_: "d")
+    (host.root / NEW / "lib/python3.11/site-packages/open_webui").mkdir(parents=True)
+    for restores in ("", f"{NEW}-then"):
+        record = openwebui_switch.begun(openwebui_switch.first(OLD), NEW, f"{OLD}-then", restores, login=True)
+        host.kept.mkdir(exist_ok=True)
+        (host.kept / "record.json").write_text(openwebui_switch.render(trying(record)))
+        if not restores:
+            with pytest.raises(SwitchError, match="a@b could sign in before and cannot now"):
+                host.step("tried")
+    host.step("tried")
+    assert [text for text in host.warned if "the data are older" in text]
+
+
 @pytest.mark.parametrize("state", ["armed", "back"])
 def test_uploads_stay_where_what_was_kept_is_gone(host: Host, state: str) -> None:
     host.step("stopped", restores=f"{OLD}-then")
