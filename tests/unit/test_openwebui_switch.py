@@ -310,6 +310,12 @@ def test_a_password_that_is_newer_than_the_data_is_no_obstacle_on_the_way_back(
     assert [text for text in host.warned if "the data are older" in text]
 
 
+def test_an_uninstall_takes_a_trial_away_that_broke_off() -> None:
+    (task,) = yaml.safe_load((SERVE.parent / "uninstall.yml").read_text())
+    assert module_of_switch.TRIAL in task["onprem.llm.uninstalled"]["units"]
+    assert str(module_of_switch.TRIAL_FILE) in task["onprem.llm.uninstalled"]["paths"]
+
+
 @pytest.mark.parametrize("state", ["armed", "back"])
 def test_uploads_stay_where_what_was_kept_is_gone(host: Host, state: str) -> None:
     host.step("stopped", restores=f"{OLD}-then")
