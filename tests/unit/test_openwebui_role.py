@@ -117,6 +117,7 @@ RENDERED: dict[str, dict[str, Any]] = {
     "full": {"openwebui_settings": {"RAG_TOP_K": 7, "DEFAULT_MODEL_PARAMS": {"num_ctx": 4096}}},
     "bare": {"openwebui_endpoints": [], "openwebui_embedding": {}, "openwebui_ldap_host": ""},
     "local": {"openwebui_database_host": "127.0.0.1", "openwebui_embedding": {**EMBEDDING, "dimensions": 3072}},
+    "IPv6": {"openwebui_database_host": "fd00::3"},
 }
 
 
@@ -237,6 +238,7 @@ def test_a_database_elsewhere_is_verified(seen: dict[str, Any]) -> None:
         "?sslmode=verify-full&sslrootcert=/etc/onprem-llm/tls/ca.crt"
     )
     assert settings(seen, "local")["DATABASE_URL"].endswith("@127.0.0.1:5432/openwebui")
+    assert "@[fd00::3]:5432/openwebui?sslmode" in settings(seen, "IPv6")["DATABASE_URL"]
 
 
 def test_vectors_have_the_models_length(seen: dict[str, Any]) -> None:
