@@ -147,6 +147,11 @@ def unread(settings: Iterable[str], sources: Iterable[str]) -> list[str]:
     return sorted(left)
 
 
+def hides(value: str) -> bool:
+    """Whether a value may hold a secret whatever its name: an address with a login, or JSON with anything in it."""
+    return bool(re.search(r"://\S*@", value)) or value.lstrip().startswith(("{", "["))
+
+
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, str]:
     """Both sides of a diff: only what differs, without secrets."""
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
@@ -155,7 +160,7 @@ def difference(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str
         lines = []
         for key in changed:
             if key in side:
-                value = f"({word} secret)" if SECRET_NAME.search(key) and side[key] else side[key]
-                lines.append(f"{key}={value}\n")
+                secret = side[key] and (SECRET_NAME.search(key) or hides(side[key]))
+                lines.append(f"{key}={f'({word} secret)' if secret else side[key]}\n")
         sides.append("".join(lines))
     return sides[0], sides[1]

@@ -86,6 +86,25 @@ def test_a_diff_names_secrets_and_never_shows_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("redis://chat:canary@10.0.0.5:6379/0", False),
+        ("redis://:canary@10.0.0.5", False),
+        ("https://canary@10.0.0.5", False),
+        ("http://proxy:can/ary@10.0.0.5", False),
+        ('{"url": "http://10.0.0.5", "auth": ["canary"]}', False),
+        ('["canary"]', False),
+        ("http://10.0.0.5:9101/v1", True),
+        ("https://chat.example.org", True),
+        ("someone@example.org", True),
+        ("", True),
+    ],
+)
+def test_a_diff_hides_values_that_may_hold_a_secret(value: str, shown: bool) -> None:
+    assert env.difference({"SITES_OWN": value}, {})[0] == f"SITES_OWN={value if shown else '(old secret)'}\n"
+
+
+@pytest.mark.parametrize(
     ("address", "outside"),
     [
         ("https://api.example.com", True),
