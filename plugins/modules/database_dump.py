@@ -9,7 +9,8 @@ version_added: 0.1.0
 author: The onprem.llm developers
 description:
   - Works on the database's own host as the server's superuser, so that the client is never older than the server.
-  - V(checked) says whether this is the application's server, and whether a dump and its return would fit.
+  - V(checked) says whether this is the application's server, and whether a dump and its return would fit; or with
+    I(there), whether the dump is there.
   - V(dumped) writes I(folder)/I(name).dump with C(pg_dump -Fc), mode 0600, after that check.
   - V(restored) replaces all that is in the database by what that file holds, in one transaction. Whoever is connected
     is cut off. Rights on the database and its settings stay.
@@ -89,7 +90,8 @@ def main() -> None:
             database_dump.check_cluster(server, p["cluster"], p["database"])
             if p["there"]:
                 database_dump.check_there(path, p["database"])
-            database_dump.check_room(server, p["database"], folder)
+            else:
+                database_dump.check_room(server, p["database"], folder)
             result = {"changed": False}
         elif p["state"] == "pruned":
             removed = database_dump.superfluous(folder, p["needed"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import functools
 import grp
+import json
 import os
 import pwd
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
+from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.onprem.llm.plugins.module_utils import (
     config_files,
@@ -26,6 +28,7 @@ from ansible_collections.onprem.llm.plugins.module_utils import (
     transfer,
 )
 from ansible_collections.onprem.llm.plugins.module_utils.openwebui_switch import Plan, Record, SwitchError, at
+from ansible_collections.onprem.llm.plugins.modules import database_dump as module_of_dumps
 from ansible_collections.onprem.llm.plugins.modules import openwebui_switch as module_of_switch
 
 OLD, NEW, OTHER = "0.11.4-py3.11-aaaa", "0.12.4-py3.11-bbbb", "0.13.0-py3.11-cccc"
@@ -392,6 +395,22 @@ def test_a_dump_needs_room_for_itself_and_for_its_return(room: database_dump.Roo
     assert bool(found) == bool(said)
     assert re.search(said, found)
     assert not said or re.search("chat takes 10.0 GiB.*Nothing was changed. Free that space", found)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_dump_that_is_there_needs_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], there: bool
+) -> None:
+    def full(*_: Any) -> None:
+        raise database_dump.DumpError("no room")
+
+    monkeypatch.setattr(database_dump, "check_cluster", lambda *_: None)
+    monkeypatch.setattr(database_dump, "check_room", full)
+    (tmp_path / "then.dump").touch()
+    given = {"state": "checked", "database": "chat", "cluster": "1", "folder": str(tmp_path), "name": "then"}
+    with patch_module_args({**given, "there": there}), pytest.raises(SystemExit):
+        module_of_dumps.main()
+    assert json.loads(capsys.readouterr().out).get("failed", False) is not there
 
 
 def test_dumps_that_nothing_needs_are_named(tmp_path: Path) -> None:
