@@ -413,6 +413,14 @@ def test_a_dump_that_is_there_needs_no_room(
     assert json.loads(capsys.readouterr().out).get("failed", False) is not there
 
 
+@pytest.mark.parametrize(("said", "runs"), [({"unreachable": True}, False), ({"changed": True}, True), (None, True)])
+def test_uploads_stay_until_their_dumps_are_gone(said: dict[str, bool] | None, runs: bool) -> None:
+    """By the folders of uploads alone a later run sees that there are dumps to remove."""
+    when = yaml.safe_load((SERVE.parent / "prune.yml").read_text())[-1]["when"]
+    given = {} if said is None else {"__openwebui_database": said}
+    assert jinja2.Environment().compile_expression(when)(**given) is runs
+
+
 def test_dumps_that_nothing_needs_are_named(tmp_path: Path) -> None:
     for name in (f"{OLD}-1.dump", f"{OLD}-2.dump", f"{NEW}-3.part", "record.json"):
         (tmp_path / name).touch()
