@@ -114,10 +114,14 @@ def dump(server: Server, database: str, target: Path) -> int:
     """Keep the database as ``target``, complete or not at all. Bytes of the file."""
     part = target.with_suffix(".part")
     part.unlink(missing_ok=True)
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        server.run("pg_dump", ["--format=custom", f"--dbname={identifier(database)}"], stdout=file)
-        os.fsync(file.fileno())
-    part.rename(target)
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            server.run("pg_dump", ["--format=custom", f"--dbname={identifier(database)}"], stdout=file)
+            os.fsync(file.fileno())
+        part.rename(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     transfer.sync_folder(target.parent)
     return target.stat().st_size
 

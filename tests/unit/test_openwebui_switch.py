@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import jinja2
 import pytest
@@ -225,6 +225,18 @@ def test_a_dump_is_on_the_disk_when_it_is_said_to_be(tmp_path: Path, synced: lis
 
     database_dump.dump(Server(5432), "chat", tmp_path / "then.dump")
     assert synced == [tmp_path.name]
+
+
+def test_half_a_dump_is_removed(tmp_path: Path) -> None:
+    class Server(database_dump.Server):
+        def run(self, *_: Any, stdout: IO[bytes] | None = None, **__: Any) -> str:
+            assert stdout
+            stdout.write(b"half")
+            raise database_dump.DumpError("pg_dump failed")
+
+    with pytest.raises(database_dump.DumpError):
+        database_dump.dump(Server(5432), "chat", tmp_path / "then.dump")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Host:
