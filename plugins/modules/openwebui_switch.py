@@ -308,6 +308,8 @@ class Switch:
         )
         # Before it starts: what people write from now on is what counts.
         self.write({**self.record, "state": "failed", "dump": "", "restores": "", "wanted": None, "why": why}, debt)
+        # One that failed too often may not be started for a while.
+        self.units.run(["systemctl", "reset-failed", UNIT])
         self.units.do("enable", "--now", UNIT)
         self.wait(UNIT, self.p["port"])
         return {"changed": True, "dumps": self.dumps()}
