@@ -28,7 +28,8 @@ options:
       - V(tried) starts I(name) as I(unit) on a free port, and asks for its readiness, its schema and a login.
       - V(passed) moves the pointer to it. The service itself is started by who configures it.
       - V(withdrawn) ends the trial. V(back) puts the pointer and the uploads back and starts the version before.
-      - V(settled) writes down what serves. V(pruned) removes uploads that nothing needs any more.
+      - V(settled) writes down what serves, and removes I(environment).
+      - V(pruned) removes uploads that nothing needs any more.
     type: str
     choices: [compared, asked, found, stopped, armed, tried, passed, withdrawn, back, settled, pruned]
     required: true
@@ -325,6 +326,12 @@ class Switch:
         before = self.record["previous"]
         needed = [before["pointer"]] if before and self.p["keep"] > 1 else []
         changed = self.save() or facts.changed
+        # A change that broke off before its trial and is not wanted any more has left it.
+        environment = Path(self.p["environment"]) if self.p["environment"] else None
+        if environment and environment.exists():
+            changed = True
+            if not self.module.check_mode:
+                environment.unlink()
         return {"changed": changed, "needed": needed, "dumps": self.dumps(), "spare": bool(self.spare())}
 
     def pruned(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.onprem.llm.plugins.module_utils import (
     config_files,
     database_dump,
+    local_facts,
     openwebui_switch,
     transfer,
 )
@@ -334,6 +335,17 @@ def test_an_uninstall_takes_a_trial_away_that_broke_off() -> None:
     (task,) = yaml.safe_load((SERVE.parent / "uninstall.yml").read_text())
     assert module_of_switch.TRIAL in task["onprem.llm.uninstalled"]["units"]
     assert str(module_of_switch.TRIAL_FILE) in task["onprem.llm.uninstalled"]["paths"]
+
+
+def test_the_environment_of_a_trial_that_was_never_begun_goes(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run died while the data were copied, and the version that served is asked for again."""
+    environment = host.root.parent / "trial.env"
+    environment.touch()
+    monkeypatch.setattr(local_facts, "keep", lambda *_: SimpleNamespace(changed=False))
+    host.step("stopped")
+    assert host.step("settled", environment=str(environment))["changed"]
+    assert not environment.exists() and host.record()["state"] == "good"
+    assert not host.step("settled", environment=str(environment))["changed"]
 
 
 @pytest.mark.parametrize("state", ["armed", "back"])
