@@ -12,7 +12,7 @@ from ansible_collections.onprem.llm.plugins.module_utils import service
 
 PROPERTIES = (
     "LoadState,ActiveState,UnitFileState,NeedDaemonReload,NRestarts,MainPID,"
-    "InactiveExitTimestamp,ExecMainStartTimestamp,StateChangeTimestamp"
+    "InactiveExitTimestamp,ExecMainStartTimestamp,StateChangeTimestamp,ReloadResult"
 )
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -38,12 +38,14 @@ class Units:
                 return 0.0
 
         started = max(moment("InactiveExitTimestamp"), moment("ExecMainStartTimestamp"))
+        # A reload that failed changes the state too, and is still owed.
+        reloaded = moment("StateChangeTimestamp") if said.get("ReloadResult", "success") == "success" else 0.0
         return service.State(
             active="not there yet" if said.get("LoadState") == "not-found" else said.get("ActiveState", "unknown"),
             enabled=said.get("UnitFileState") in ("enabled", "enabled-runtime", "static", "alias", "generated"),
             unit_changed=said.get("NeedDaemonReload") == "yes",
             started=started,
-            loaded=max(started, moment("StateChangeTimestamp")),
+            loaded=max(started, reloaded),
         )
 
     def vital(self, unit: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import conventions
 import pytest
+import yaml
 from conventions import PROJECT, ROLE_NAMES, listed, load, module_of, role
 
 # Roles without settings of their own that an operator could get wrong.
@@ -194,6 +195,21 @@ def test_tasks_are_written_alike(name: str) -> None:
         # Where a host may be silent, failed_when is not asked.
         if "ignore_errors" in task and "ignore_unreachable" not in task:
             problems.append(f"'{title}' ignores errors: use failed_when, which says which failure is none")
+    assert not problems, f"roles/{name}:" + listed(problems)
+
+
+@pytest.mark.parametrize("name", ROLE_NAMES)
+def test_our_modules_are_given_what_they_require(name: str) -> None:
+    problems = []
+    for task in role(name).tasks:
+        called = next((key for key in task if key.startswith("onprem.llm.")), "")
+        source = PROJECT / f"plugins/modules/{called.removeprefix('onprem.llm.')}.py"
+        if called and source.exists() and not isinstance(task[called], str):
+            text = re.search(r'DOCUMENTATION = r"""(.*?)"""', source.read_text(), re.DOTALL)
+            assert text
+            options = yaml.safe_load(text[1]).get("options") or {}
+            lacking = {key for key, one in options.items() if one.get("required")} - set(task[called] or {})
+            problems += [f"'{task['name']}' calls {called} without {', '.join(sorted(lacking))}"] if lacking else []
     assert not problems, f"roles/{name}:" + listed(problems)
 
 

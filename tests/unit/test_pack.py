@@ -148,6 +148,31 @@ def test_ports_follow_the_list_and_pass_over_pinned_ones() -> None:
     assert {name: one["port"] for (name, _), one in found.items()} == pack.ports(models, pins, "a")
 
 
+def served(found: Mapping[tuple[str, str], Placement]) -> dict[str, dict[str, int]]:
+    """As the module takes what is installed."""
+    there: dict[str, dict[str, int]] = {}
+    for (name, host), one in found.items():
+        if one["fits"] == "memory":
+            there.setdefault(host, {})[name] = one["port"]
+    return there
+
+
+def test_what_serves_stays_where_it_is_when_a_host_goes_or_comes() -> None:
+    """Three equal machines, of which each holds one of the models."""
+    models = [model("one", LLAMA, context=4096, parallel=1), model("two", LLAMA, context=4096, parallel=1)]
+    first = packed({host: machine(X99) for host in "abc"}, models)
+    assert set(first) == {("one", "a"), ("two", "b"), ("one", "c")}
+    there = served(first)
+    assert packed({host: machine(X99) for host in "abc"}, models, installed=there) == first
+    for hosts, wanted in (
+        ("bc", {("two", "b"), ("one", "c")}),
+        ("ab", {("one", "a"), ("two", "b")}),
+        ("0abc", {("one", "0"), ("one", "a"), ("two", "b"), ("one", "c")}),
+    ):
+        found = packed({host: machine(X99) for host in hosts}, models, installed=there)
+        assert {key for key, one in found.items() if one["fits"] == "memory"} == wanted, hosts
+
+
 def test_what_is_installed_keeps_its_port() -> None:
     """Whatever comes before it in the list; and a port that serves is given away by nobody, nor one of what goes."""
     models = [model(name, QWEN4) for name in ("new", "one", "two")]

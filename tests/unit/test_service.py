@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.onprem.llm.plugins.module_utils import service
+from ansible_collections.onprem.llm.plugins.module_utils import service, systemctl
 from ansible_collections.onprem.llm.plugins.module_utils.service import State, newer, owed
 
 UNIT, URL = "llamacpp@tiny.service", "http://127.0.0.1:9101/health"
@@ -181,3 +181,16 @@ def test_a_pointer_counts_and_what_it_leads_to_does_not(tmp_path: Path) -> None:
     assert newer([str(tmp_path / "missing")], 0) == []
     # A folder: what is in it, and itself, because a file that went leaves no other trace.
     assert newer([str(tmp_path / "tree")], moved - 1) == [f"{tmp_path}/tree/", f"{tmp_path}/tree/new"]
+
+
+def test_a_reload_that_failed_is_still_owed() -> None:
+    """systemd counts it as a change of state, as late as one that went well."""
+
+    def state(result: str) -> State:
+        said = "ActiveState=active\nInactiveExitTimestamp=Sun 2026-11-22 09:00:00.000000 UTC\n"
+        said += f"StateChangeTimestamp=Sun 2026-11-22 10:00:00.000000 UTC\n{result}"
+        return systemctl.Units(lambda _: (0, said, "")).state("nginx.service")
+
+    for result in ("ReloadResult=success\n", ""):  # a timer has none
+        assert state(result).loaded - state(result).started == 3600
+    assert state("ReloadResult=exit-code\n").loaded == state("").started

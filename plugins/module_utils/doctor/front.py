@@ -331,7 +331,7 @@ class Front:
         return [finding]
 
     def user_jobs(self, login: Finding) -> list[Job]:
-        journal = "read the journal of Open WebUI (journalctl -u open-webui)"
+        journal = "read the journal of Open WebUI (journalctl -u openwebui)"
         works = bool(self.token)
 
         def refused(kind: str, check: str, password: str) -> list[Finding]:

@@ -104,7 +104,7 @@ def login(host: str, user: str, answer: Answer) -> Finding:
         )
     remedy = (
         "check doctor_user's name and password; then ldap_host, ldap_port, ldap_ca_file, ldap_base and"
-        " ldap_bind_dn; the journal of Open WebUI says which step failed (journalctl -u open-webui | grep -i"
+        " ldap_bind_dn; the journal of Open WebUI says which step failed (journalctl -u openwebui | grep -i"
         " ldap)"
     )
     return failed(check, host, f"{user} cannot sign in: {answer.brief()}", unwell(answer, remedy))

@@ -84,6 +84,10 @@ class _Packing:
             if not seen:
                 continue
             best = min(seen, key=lambda host: _worth(seen[host]))
+            # What serves stays where it is: another host that is hardly better is not worth a move.
+            verdict, seconds = _worth(seen[best])
+            stays = (host for host in seen if self.site.serves(model, host) and _worth(seen[host])[0] == verdict)
+            best = next((host for host in stays if _worth(seen[host])[1] <= seconds * attempt.TIE), best)
             if seen[best]["fits"] == "paged" and not paged:
                 continue
             if seen[best]["fits"] == "no":
@@ -93,15 +97,16 @@ class _Packing:
                 self.put(model, best, seen[best])
 
     def replicas(self) -> None:
-        """More machines that may serve a model do, as long as it fits in their memory."""
-        for model in self.site.by_size:
-            if any(p["fits"] == "no" for (name, _), p in self.placed.items() if name == model):
-                continue
-            for host in self.site.candidates(model):
-                if (model, host) not in self.placed:
-                    placement = self.look(model, host)
-                    if placement["fits"] == "memory":
-                        self.put(model, host, placement)
+        """More machines that may serve a model do, as long as it fits in their memory; first those that do so now."""
+        for now in (True, False):
+            for model in self.site.by_size:
+                if any(p["fits"] == "no" for (name, _), p in self.placed.items() if name == model):
+                    continue
+                for host in self.site.candidates(model):
+                    if (model, host) not in self.placed and self.site.serves(model, host) == now:
+                        placement = self.look(model, host)
+                        if placement["fits"] == "memory":
+                            self.put(model, host, placement)
 
     def everywhere(self) -> None:
         """For machines one thinks of buying: each model on each of them, alone."""
@@ -152,10 +157,11 @@ class _Site:
         pins: Sequence[Mapping[str, Any]],
         allow_paging: bool,
         no_gpu: Mapping[str, Mapping[str, str]],
+        installed: Mapping[str, Mapping[str, int]],
         what_if: bool,
     ) -> None:
         self.hosts, self.allowed, self.existing_roles = hosts, allowed, existing_roles
-        self.allow_paging, self.no_gpu, self.what_if = allow_paging, no_gpu, what_if
+        self.allow_paging, self.no_gpu, self.installed, self.what_if = allow_paging, no_gpu, installed, what_if
         self.models = {str(model["name"]): model for model in models}
         self.variants: dict[str, list[tuple[Mapping[str, Any], Shape]]] = {
             name: [
@@ -179,6 +185,10 @@ class _Site:
     def candidates(self, model: str) -> list[str]:
         named = self.models[model].get("hosts")
         return [host for host in self.hosts if named is None or self.what_if or host in named]
+
+    def serves(self, model: str, host: str) -> bool:
+        """Whether it is there now."""
+        return model in self.installed.get(host, {})
 
     def decided(self, model: str, host: str, most: tuple[int, int], taken: Mapping[str, int]) -> Placement:
         key = (model, host, most, tuple(sorted(taken.items())))
@@ -228,10 +238,12 @@ def pack(
 
     ``hosts`` in the inventory's order; ``shapes`` per model, parallel to its variants, ``None`` where a header
     could not be read. A model that fits nowhere has a placement with the verdict no on each of its hosts.
-    ``installed``: host -> model -> port it has there.
+    ``installed``: host -> model -> port it has there. What is there stays where another host is hardly better.
     With ``what_if`` every engine may be chosen, and each model has every machine to itself.
     """
-    site = _Site(hosts, models, shapes, allowed, existing_roles, pins, allow_paging, no_gpu or {}, what_if)
+    site = _Site(
+        hosts, models, shapes, allowed, existing_roles, pins, allow_paging, no_gpu or {}, installed or {}, what_if
+    )
     # Of the ways that leave out the fewest, the most generous one that does not cost much speed.
     tried = [_Packing(site, most).run() for most in (MOST[:1] if what_if else MOST)]
     fewest = min(one.misfits() for one in tried)
