@@ -194,3 +194,19 @@ def test_a_task_that_writes_a_secret_is_quiet(name: str) -> None:
         if SECRET.search(re.sub(r"\w*(folder|path|file|_dir)\b", "", variables)) and not quiet:
             loud.append(task.get("name"))
     assert not loud, f"roles/{name}: no_log: true and diff: false belong on: {', '.join(loud)}"
+
+
+def test_a_certificate_of_a_ca_that_is_replaced_is_signed_anew() -> None:
+    lasting = {"subject_alt_name": ["DNS:gpu1"], "not_after": "20991231235959Z"}
+    given = {"__certificate_exists": True, "__certificate_is": lasting, "__certificate_san": ["DNS:gpu1"]}
+    due = [
+        rendered("certificate", "{{ __certificate_due }}", **given, certificate_replace_ca=on) for on in (False, True)
+    ]
+    assert due == ["False", "True"]
+
+
+def test_a_port_that_the_site_opens_is_declared_to_the_doctor() -> None:
+    wiring = conventions.load(PROJECT / "group_vars/all/wiring.yml")
+    ports = {"__wiring_door_ports": [], "__wiring_fleet_ports": [], "__wiring_own_ports": wiring["__wiring_own_ports"]}
+    said = rendered("doctor", wiring["doctor_declared_ports"], **ports, firewall_open_tcp_ports=[22, "9100"])
+    assert said == str([{"port": port, "sources": [], "optional": True} for port in (22, 9100)])

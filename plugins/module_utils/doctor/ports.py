@@ -136,8 +136,8 @@ def judge(seen: Target, looker: str, address: str, reached: set[int], controller
                     seen.host,
                     f"port {name} is open to {looker} ({address}), but {meant}",
                     f"run site.yml for {seen.host} (roles firewall and the service's own), or bind the"
-                    " service to 127.0.0.1; if it is meant to be reachable, declare it in"
-                    " doctor_declared_ports",
+                    " service to 127.0.0.1; if it is meant to be reachable by all, add it to"
+                    " firewall_open_tcp_ports",
                 )
             )
         # What is only there for certain hosts at certain times, as a transfer, may have ended since it was seen.
