@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,6 +78,26 @@ def check_groups(groups: Mapping[str, Sequence[str]], known: Sequence[str], want
     if groups.get("openwebui") and not groups.get("postgresql"):
         problems.append("inventory: openwebui has members but postgresql has none. Put a host into postgresql.")
     return problems
+
+
+def check_addresses(addresses: Mapping[str, str]) -> list[str]:
+    """``addresses``: each host's ``fleet_address``. One name among them, and no host that has it in a rule gets its
+    rules at the next boot: other hosts' firewall and database name these hosts by it."""
+
+    def is_address(given: str) -> bool:
+        try:
+            ipaddress.ip_address(given)
+        except ValueError:
+            return False
+        return True
+
+    return [
+        f"inventory: fleet_address of {host} is '{given}', which is no IP address, and rules of the firewall and of "
+        "the database on other hosts need one. Set `ansible_host` (or `fleet_address`) of this host to its address in "
+        "the fleet's network."
+        for host, given in addresses.items()
+        if not is_address(given)
+    ]
 
 
 def check_shadowed(site_names: Mapping[str, str], shared_names: Mapping[str, str]) -> list[str]:

@@ -23,6 +23,10 @@ options:
     type: list
     elements: str
     required: true
+  addresses:
+    description: The C(fleet_address) of each host.
+    type: dict
+    default: {}
   site:
     description: The site's settings (C(public_name), C(tls_*), C(ldap_*)). Secret values are given as non-empty text.
     type: dict
@@ -74,6 +78,7 @@ EXAMPLES = r"""
   onprem.llm.site_check:
     groups: "{{ groups }}"
     known_groups: [inference, llamacpp]
+    addresses: {gpu1: 192.0.2.11}
     site: {public_name: llm.corp.example, tls_source: own_ca}
     models: "{{ models }}"
     catalogue: "{{ catalogue }}"
@@ -148,6 +153,7 @@ def main() -> None:
         argument_spec={
             "groups": {"type": "dict", "required": True},
             "known_groups": {"type": "list", "elements": "str", "required": True},
+            "addresses": {"type": "dict", "default": {}},
             "site": {"type": "dict", "required": True},
             "models": {"type": "list", "elements": "dict", "required": True},
             "catalogue": {"type": "dict", "required": True},
@@ -174,6 +180,7 @@ def main() -> None:
         *wrong,
         *site.check_shadowed(names_in(given["site_vars"]), names_in(given["shared_vars"])),
         *site.check_groups(given["groups"], given["known_groups"], len(given["models"])),
+        *site.check_addresses(given["addresses"]),
         *site.check_tls(given["site"], given["groups"], exists),
         *site.check_identity(given["site"], given["groups"]),
         *problems,

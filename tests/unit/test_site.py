@@ -191,3 +191,12 @@ def test_models_need_hosts_and_hosts_need_an_engine() -> None:
     assert not any("models:" in p for p in site.check_groups(empty, known, 0))
     idle = {**GROUPS, "inference": [*GROUPS["inference"], "spare"], "all": [*GROUPS.get("all", []), "spare"]}
     assert any("'spare' is a member of inference but of no engine's group" in p for p in site.check_groups(idle, known))
+
+
+def test_every_host_whose_address_is_a_name_is_named() -> None:
+    said = site.check_addresses({"gpu1": "192.0.2.11", "six": "2001:db8::1", "web1": "web1.corp", "data1": "data1"})
+    assert [text.split(",")[0] for text in said] == [
+        "inventory: fleet_address of web1 is 'web1.corp'",
+        "inventory: fleet_address of data1 is 'data1'",
+    ]
+    assert "Set `ansible_host` (or `fleet_address`) of this host to its address in the fleet's network." in said[0]

@@ -62,6 +62,7 @@ def test_contradictions_are_found_before_any_host_is_asked(host, tmp_path):
         "inventory: the group 'openwebiu' does nothing. Did you mean 'openwebui'?",
         "inventory: 'spare' is a member of llamacpp but not of inference:",
         "Add it to inference.",
+        "inventory: fleet_address of spare is 'spare', which is no IP address,",
         "tls_source is provided, but tls_certificate_file is empty: 'llm.corp.example' has no certificate."
         " Name the file on this machine, or set tls_source: own_ca.",
         "tls_key_file is '/nowhere/llm.key', and there is no such file on this machine. Correct the path,",
