@@ -55,6 +55,10 @@ options:
     description: By host, the ports of the models that are installed there. They stay.
     type: dict
     default: {}
+  installed:
+    description: By host, what it serves now, as C(onprem.llm.host_hardware) returns it.
+    type: dict
+    default: {}
   what_if:
     description: The hosts are machines nobody has yet. Any engine may be chosen, and each model has a host to itself.
     type: bool
@@ -107,6 +111,10 @@ endpoints:
   returned: success
   type: list
   elements: dict
+cardless:
+  description: Hosts that serve on cards their driver does not reach now, and why they shall stay as they are.
+  returned: success
+  type: dict
 silent:
   description: Hosts of the group C(inference) of which nothing is known. What they serve is owed.
   returned: success
@@ -119,7 +127,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.onprem.llm.plugins.module_utils.placement import engines, models, pack, pins
+from ansible_collections.onprem.llm.plugins.module_utils.placement import cardless, engines, models, pack, pins
 from ansible_collections.onprem.llm.plugins.module_utils.placement.types import Placement
 from ansible_collections.onprem.llm.plugins.module_utils.shape import published
 from ansible_collections.onprem.llm.plugins.module_utils.shape.types import Shape
@@ -192,6 +200,7 @@ def main() -> None:
             "no_gpu": {"type": "dict", "default": {}},
             "allow_paging": {"type": "bool", "default": False},
             "ports": {"type": "dict", "default": {}},
+            "installed": {"type": "dict", "default": {}},
             "what_if": {"type": "bool", "default": False},
             "served_dir": {"type": "path", "required": True},
         },
@@ -245,6 +254,8 @@ def main() -> None:
         installed=given["ports"],
         what_if=given["what_if"],
     )
+    stay = {host: cardless.said(host, given["hardware"][host], there) for host, there in given["installed"].items()}
+    stay = {host: said for host, said in stay.items() if said}
     dimensions = {model["name"]: model.get("dimensions") for model in given["models"]}
     for one in placements:
         if one["engine"]:
@@ -263,7 +274,9 @@ def main() -> None:
             "start it, then run site.yml again."
             for host in silent
         ]
-        + owed,
+        + owed
+        + list(stay.values()),
+        cardless=stay,
         silent=[] if given["what_if"] else silent,
         refused=[] if given["what_if"] else refused + refusals(wanted, placements, served),
         endpoints=[]

@@ -99,6 +99,29 @@ def test_a_host_that_did_not_answer_keeps_its_place_at_the_door(run: Call) -> No
     }
 
 
+def test_a_host_whose_driver_does_not_answer_keeps_what_runs_on_its_cards(run: Call) -> None:
+    """An update of the driver waits for a reboot: what runs goes on, a service that is restarted would lose its GPU."""
+    card = machines.hardware("hsx-1s-x99-e5-2696v3-64gb", ["rtx-2080ti-22g-modded"])
+    why = "the driver was updated and the old one is still loaded; reboot"
+    lost = {**card, "driver": {**card["driver"], "state": "reboot_required"}, "unknown": {"driver": why}}
+    served = {"model": "chat", "engine": "llamacpp", "port": 9101, "flags": {"gpu-layers": "37"}}
+    found = decided(run, SMALL, hardware={"gpu1": lost, "gpu2": card}, installed={"gpu1": [served], "gpu2": [served]})
+    assert list(found["cardless"]) == ["gpu1"] and found["notes"] == list(found["cardless"].values())
+    assert found["notes"][0].startswith(
+        f"gpu1 serves chat on its GPU, and the state of its NVIDIA driver is 'reboot_required': {why}. "
+    )
+    assert "-e nvidia_driver_reboot=if_needed" in found["notes"][0]
+    assert "playbooks/uninstall.yml -e uninstall=llamacpp --limit gpu1" in found["notes"][0]
+    assert found["refused"] == [] and {one["host"] for one in found["endpoints"][0]["servers"]} == {"gpu1", "gpu2"}
+    slow = {**served, "flags": {"gpu-layers": "0", "device": "none"}}
+    for there in ([], [slow], [{**slow, "flags": {}}]):
+        assert decided(run, SMALL, hardware={"gpu1": lost}, installed={"gpu1": there})["cardless"] == {}, there
+    for other in ({"engine": "ollama", "flags": {"num_gpu": "5"}}, {"engine": "ktransformers", "flags": {}}):
+        assert decided(run, SMALL, hardware={"gpu1": lost}, installed={"gpu1": [{**served, **other}]})["cardless"], (
+            other
+        )
+
+
 def test_what_fits_nowhere_is_refused_with_what_is_missing(run: Call) -> None:
     found = decided(run, GIANT, SMALL)
     assert {one["model"] for one in found["served"]} == {"chat"}
