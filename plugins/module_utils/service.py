@@ -41,11 +41,14 @@ def newer(paths: Iterable[str], since: float) -> list[str]:
     return sorted(found)
 
 
-def owed(state: State, restart_on: Iterable[str], reload_on: Iterable[str]) -> tuple[list[str], list[str]]:
+def owed(
+    state: State, restart_on: Iterable[str], reload_on: Iterable[str], holds: Callable[[], bool] = lambda: True
+) -> tuple[list[str], list[str]]:
     """Actions that bring a unit up to date, in order, and why.
 
     A file is compared with the running process, not with what this run changed. So a run that broke off between
-    writing a file and restarting is made good by the next one.
+    writing a file and restarting is made good by the next one. ``holds`` says whether what the unit loaded is still
+    there; it is asked only of a unit to which nothing else is owed.
     """
     actions, reasons = [], []
     if not state.enabled:
@@ -64,6 +67,9 @@ def owed(state: State, restart_on: Iterable[str], reload_on: Iterable[str]) -> t
     if stale:
         actions.append("reload")
         reasons += [f"{path} changed since it was loaded" for path in stale]
+    elif not holds():
+        actions.append("reload")
+        reasons.append("what it loaded was changed by somebody else")
     return actions, reasons
 
 

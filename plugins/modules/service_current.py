@@ -34,6 +34,11 @@ options:
         type: list
         elements: path
         default: []
+      holds:
+        description: Command that succeeds while what the unit loaded is still there; the unit is reloaded otherwise.
+        type: list
+        elements: str
+        default: []
       url:
         description: URL that answers 200 when the unit is ready.
         type: str
@@ -81,6 +86,7 @@ def main() -> None:
         "name": {"type": "str", "required": True},
         "restart_on": {"type": "list", "elements": "path", "default": []},
         "reload_on": {"type": "list", "elements": "path", "default": []},
+        "holds": {"type": "list", "elements": "str", "default": []},
         "url": {"type": "str", "default": ""},
         "ca": {"type": "str", "default": ""},
     }
@@ -93,8 +99,14 @@ def main() -> None:
     )
     units = systemctl.Units(module.run_command)
     states = {unit["name"]: units.state(unit["name"]) for unit in module.params["units"]}
+
+    def holds(command: list[str]) -> bool:
+        return not command or module.run_command(command)[0] == 0
+
     owed = {
-        unit["name"]: service.owed(states[unit["name"]], unit["restart_on"], unit["reload_on"])
+        unit["name"]: service.owed(
+            states[unit["name"]], unit["restart_on"], unit["reload_on"], functools.partial(holds, unit["holds"])
+        )
         for unit in module.params["units"]
     }
     done = {name: {"actions": actions, "reasons": reasons} for name, (actions, reasons) in owed.items() if actions}

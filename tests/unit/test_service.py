@@ -170,6 +170,13 @@ def test_a_file_that_changed_since_the_start_is_owed_a_restart_or_a_reload(tmp_p
     assert (actions, reasons) == (["reload"], [f"{settings} changed since it was loaded"])
 
 
+def test_what_somebody_took_out_of_the_kernel_is_loaded_again() -> None:
+    current = State("active", True, False, NOW, NOW)
+    assert owed(current, [], [], lambda: True) == ([], [])
+    assert owed(current, [], [], lambda: False) == (["reload"], ["what it loaded was changed by somebody else"])
+    assert owed(State("inactive", True, False, NOW, NOW), [], [], lambda: False)[0] == ["restart"]
+
+
 def test_a_pointer_counts_and_what_it_leads_to_does_not(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     pointer = tmp_path / "current"
