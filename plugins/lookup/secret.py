@@ -12,6 +12,8 @@ description:
   - Returns the content of the file C(secrets_dir)/NAME on the controller.
   - A missing file is created with a random token, mode 0600, in a folder of mode 0700. So a secret exists from the
     moment anything needs it, also in check mode and with C(--limit), and never changes afterwards.
+  - That needs the site's CA (C(tls/ca.crt)) beside it. A second operator without the folder would otherwise make up
+    secrets of his own, and lock out everything that has the site's.
   - A file encrypted with ansible-vault is decrypted. The files may so be encrypted at any time.
 options:
   _terms:
@@ -23,6 +25,12 @@ options:
     required: true
     vars:
       - name: secrets_dir
+  secrets_begin:
+    description: Whether a secret may be made before the site has its CA. A play says so that comes before it.
+    type: bool
+    default: false
+    vars:
+      - name: secrets_begin
 """
 
 EXAMPLES = r"""
@@ -50,6 +58,7 @@ from ansible.plugins.lookup import LookupBase
 
 ALPHABET = string.ascii_letters + string.digits
 LENGTH = 32
+CA = "tls/ca.crt"
 
 
 def create(path: str) -> None:
@@ -79,6 +88,12 @@ class LookupModule(LookupBase):
                 raise AnsibleLookupError(f"'{name}' is no name for a secret: use letters, digits and _.@-")
             path = os.path.join(folder, name)
             if not os.path.exists(path):
+                if not os.path.exists(os.path.join(folder, CA)) and not (variables or {}).get("secrets_begin"):
+                    raise AnsibleLookupError(
+                        f"{folder} has neither the secret {name} nor a CA ({CA}), so it is not the folder of a site "
+                        "that was set up. Copy that folder from the control host that did it; for a new site run "
+                        "site.yml, which makes both. No secret was made up."
+                    )
                 create(path)
             value = self._loader.get_text_file_contents(path).strip()
             if not value:

@@ -17,12 +17,12 @@ from ansible.template import Templar
 from ansible_collections.onprem.llm.plugins.lookup import secret
 
 
-def look_up(folder: Path | str, *names: str, password: bytes | None = None) -> list[str]:
+def look_up(folder: Path | str, *names: str, password: bytes | None = None, begin: bool = True) -> list[str]:
     loader = DataLoader()
     if password:
         loader.set_vault_secrets([("default", VaultSecret(password))])
     plugin = secret.LookupModule(loader=loader, templar=Templar(loader=loader))
-    return plugin.run(list(names), {"secrets_dir": str(folder)})
+    return plugin.run(list(names), {"secrets_dir": str(folder), "secrets_begin": begin})
 
 
 def mode(path: Path) -> int:
@@ -78,6 +78,19 @@ def test_a_missing_folder_setting_is_named() -> None:
     with pytest.raises(AnsibleError) as caught:
         look_up("", "one")
     assert "secrets_dir is not set: it names the folder of this site's secrets" in str(caught.value)
+
+
+def test_no_secret_is_made_up_where_the_site_has_none(tmp_path: Path) -> None:
+    """A second operator, without the folder: an engine with another key than the door's would answer nobody."""
+    with pytest.raises(AnsibleError) as caught:
+        look_up(tmp_path / "secrets", "engine_api_key", begin=False)
+    said = f"{tmp_path}/secrets has neither the secret engine_api_key nor a CA (tls/ca.crt)"
+    assert said in str(caught.value)
+    assert "Copy that folder from the control host that did it; for a new site run site.yml" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "secrets/tls").mkdir(parents=True)
+    (tmp_path / "secrets/tls/ca.crt").write_text("the site's CA\n")
+    assert len(look_up(tmp_path / "secrets", "user_carol", begin=False)[0]) == secret.LENGTH
 
 
 def test_runs_that_start_together_get_the_same(tmp_path: Path) -> None:
