@@ -167,15 +167,27 @@ def notes(headers: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def refusals(
-    wanted: Sequence[Mapping[str, Any]], placements: Sequence[Placement], served: Sequence[Placement]
-) -> list[str]:
-    """Models that nothing would serve and pins that cannot work, each with what would help."""
-    said = []
+    wanted: Sequence[Mapping[str, Any]],
+    placements: Sequence[Placement],
+    served: Sequence[Placement],
+    silent: Sequence[str],
+    ports: Mapping[str, Mapping[str, int]],
+) -> tuple[list[str], list[str]]:
+    """Models that nothing would serve and pins that cannot work, each with what would help; and those of the models
+    that wait for a host of theirs that did not answer. What serves on one that did is never taken away for that."""
+    refused, owed = [], []
     for model in wanted:
-        tried = [one for one in placements if one["model"] == model["name"] and one not in served]
-        home = any(one["model"] == model["name"] for one in served)
-        said += [refusal(one) for one in tried if not home or one["pinned"]]
-    return said
+        name = model["name"]
+        tried = [one for one in placements if one["model"] == name and one not in served]
+        home = any(one["model"] == name for one in served)
+        away = [host for host in model["hosts"] if host in silent]
+        here = any(name in ports.get(host, {}) for host in model["hosts"] if host not in silent)
+        if home or here or not away or any(one["pinned"] for one in tried):
+            refused += [refusal(one) for one in tried if not home or one["pinned"]]
+        elif tried:
+            told = " ".join(refusal(one) for one in tried)
+            owed.append(f"{name} waits for {', '.join(away)}, which did not answer; it fits on no other host. {told}")
+    return refused, owed
 
 
 def refusal(one: Placement) -> str:
@@ -264,6 +276,7 @@ def main() -> None:
             one["dimensions"] = dimensions.get(one["model"]) or 0
     runs = ("memory", "paged") if given["allow_paging"] else ("memory",)
     served = [one for one in placements if one["fits"] in runs]
+    unserved, waiting = refusals(wanted, placements, served, silent, given["ports"])
     module.exit_json(
         changed=False,
         placements=placements,
@@ -275,10 +288,11 @@ def main() -> None:
             for host in silent
         ]
         + owed
+        + waiting
         + list(stay.values()),
         cardless=stay,
         silent=[] if given["what_if"] else silent,
-        refused=[] if given["what_if"] else refused + refusals(wanted, placements, served),
+        refused=[] if given["what_if"] else refused + unserved,
         endpoints=[]
         if given["what_if"]
         else models.endpoints(

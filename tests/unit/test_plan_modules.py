@@ -122,6 +122,27 @@ def test_a_host_whose_driver_does_not_answer_keeps_what_runs_on_its_cards(run: C
         )
 
 
+def test_what_only_a_lost_host_could_serve_waits_for_it(run: Call) -> None:
+    """The others go on; the door keeps its place."""
+    large = machines.hardware("spr-2s-xeon-gold-6430")
+    before = decided(run, GIANT, SMALL, hardware={"gpu1": large, "gpu2": LAPTOP})
+    assert [one["host"] for one in before["served"] if one["model"] == "giant"] == ["gpu1"]
+    ports = {"gpu1": {"giant": 9101}, "gpu2": {"chat": 9101}}
+    found = decided(run, GIANT, SMALL, hardware={"gpu2": LAPTOP}, ports=ports)
+    assert [(one["model"], one["host"]) for one in found["served"]] == [("chat", "gpu2")]
+    assert found["refused"] == []
+    assert found["notes"][1].startswith(
+        "giant waits for gpu1, which did not answer; it fits on no other host. giant on"
+    )
+    servers = {one["model"]: [server["host"] for server in one["servers"]] for one in found["endpoints"]}
+    assert servers == {"giant": ["gpu1"], "chat": ["gpu2", "gpu1"]}
+    # What answers is not stopped for that, and what the site wants on a host that answers is not forgotten.
+    there = decided(run, GIANT, SMALL, hardware={"gpu2": LAPTOP}, ports={"gpu2": {"giant": 9101}})
+    pin = {"model": "giant", "host": "gpu2", "engine": "llamacpp"}
+    pinned = decided(run, GIANT, SMALL, hardware={"gpu2": LAPTOP}, pins=[pin])
+    assert len(there["refused"]) == len(pinned["refused"]) == 1
+
+
 def test_what_fits_nowhere_is_refused_with_what_is_missing(run: Call) -> None:
     found = decided(run, GIANT, SMALL)
     assert {one["model"] for one in found["served"]} == {"chat"}
@@ -132,11 +153,11 @@ def test_what_fits_nowhere_is_refused_with_what_is_missing(run: Call) -> None:
 def test_paging_is_served_only_with_consent(run: Call) -> None:
     entry = {"name": "r1", "catalogue": "deepseek-r1-iq1"}
     guides = {"gpu1": machines.hardware("icx-2s-xeon-8352v-16vcpu-90gb", ["vgpu-32g"])}
-    stopped = decided(run, entry, hardware=guides)
+    stopped = decided(run, {**entry, "hosts": "gpu1"}, hardware=guides)
     assert [one["fits"] for one in stopped["placements"]] == ["paged"]
     assert stopped["served"] == []
     assert "placement_allow_paging: true accepts that." in stopped["refused"][0]
-    allowed = decided(run, entry, hardware=guides, allow_paging=True)
+    allowed = decided(run, {**entry, "hosts": "gpu1"}, hardware=guides, allow_paging=True)
     assert (len(allowed["served"]), allowed["refused"]) == (1, [])
 
 
