@@ -398,8 +398,8 @@ def limited(tmp_path: Path, files: dict[str, str]) -> Tree:
     return Tree(str(tmp_path))
 
 
-V2 = {"proc/self/cgroup": "0::/system.slice/llamacpp@a.service"}
-V1 = {"proc/self/cgroup": "4:memory:/docker/1\n3:cpu,cpuacct:/docker/1"}
+V2 = {"proc/1/cgroup": "0::/system.slice/llamacpp@a.service"}
+V1 = {"proc/1/cgroup": "4:memory:/docker/1\n3:cpu,cpuacct:/docker/1"}
 SLICE = "sys/fs/cgroup/system.slice"
 
 
@@ -411,15 +411,18 @@ SLICE = "sys/fs/cgroup/system.slice"
         ({**V2, f"{SLICE}/cpu.max": "250000 100000"}, 2.5),
         ({**V2, f"{SLICE}/cpu.max": "400000 100000", f"{SLICE}/llamacpp@a.service/cpu.max": "600000 100000"}, 4.0),
         ({**V2, f"{SLICE}/cpu.max": "0 0"}, 8.0),
-        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
-        ({"proc/self/cgroup": "0::/../../x", "sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
-        ({"proc/self/cgroup": "0:://..//", "sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
+        ({"proc/1/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
+        ({"proc/1/cgroup": "0::/../../x", "sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
+        ({"proc/1/cgroup": "0:://..//", "sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
         ({**V1, "sys/fs/cgroup/cpu/docker/1/cpu.cfs_quota_us": "300000",
           "sys/fs/cgroup/cpu/docker/1/cpu.cfs_period_us": "100000"}, 3.0),
         ({**V1, "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 8.0),
-        ({"proc/self/status": "Name:\tpython3\nCpus_allowed_list:\t2-4"}, 3.0),
-        ({"proc/self/status": "Cpus_allowed_list:\tall of them"}, 8.0),
-        ({"proc/self/cgroup": "nonsense", "proc/self/status": "x"}, 8.0),
+        ({"proc/1/status": "Name:\tpython3\nCpus_allowed_list:\t2-4"}, 3.0),
+        ({"proc/1/status": "Cpus_allowed_list:\tall of them"}, 8.0),
+        # Of the login that looks, not of the services.
+        ({"proc/1/cgroup": "0::/init.scope", "proc/self/cgroup": "0::/user.slice", "proc/self/status":
+          "Cpus_allowed_list:\t2", "sys/fs/cgroup/user.slice/cpu.max": "100000 100000"}, 8.0),
+        ({"proc/1/cgroup": "nonsense", "proc/1/status": "x"}, 8.0),
     ],
 )  # fmt: skip
 def test_cpus_that_may_be_used(files: dict[str, str], cpus: float, tmp_path: Path) -> None:

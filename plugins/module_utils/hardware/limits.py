@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a container or service may use of its machine: cgroup v2 and v1, and the CPUs it may run on."""
+"""What a system may use of its machine: cgroup v2 and v1, and the CPUs it may run on. That of the first process, which
+starts the services: a login may have limits of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ CGROUPS = "/sys/fs/cgroup"
 
 
 def folders(tree: Tree, controller: str) -> Iterator[str]:
-    """Folders of this process's cgroup and of those above it, where the controller may have set a limit."""
-    for line in (tree.text("/proc/self/cgroup") or "").splitlines():
+    """Folders of the first process's cgroup and of those above it, where the controller may have set a limit."""
+    for line in (tree.text("/proc/1/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         names, colon, path = rest.partition(":")
         if not colon or (names and controller not in names.split(",")):
@@ -43,8 +44,8 @@ def cpu_quota(tree: Tree) -> float | None:
 
 
 def allowed(tree: Tree) -> set[int] | None:
-    """CPUs this process may run on, None when unknown."""
-    for line in (tree.text("/proc/self/status") or "").splitlines():
+    """CPUs the first process may run on, None when unknown."""
+    for line in (tree.text("/proc/1/status") or "").splitlines():
         if line.startswith("Cpus_allowed_list:"):
             try:
                 return set(cpu_list(line.partition(":")[2]))
