@@ -115,3 +115,21 @@ def test_no_secret_is_in_output_or_logs():
     for name, value in [*values.items(), ("planted", planted)]:
         assert value not in said, f"{name} is in the output"
         assert value not in journal, f"{name} is in the journal"
+
+
+def test_a_directory_of_somebody_else_is_left_alone(tmp_path):
+    inventory = tmp_path / "openldap.ini"
+    inventory.write_text("[openldap]\napp1\n")
+    app1 = host("app1")
+    with app1.sudo():
+        app1.check_output("DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slapd")
+        try:
+            before = app1.check_output("systemctl show --property MainPID,DropInPaths slapd")
+            result = playbook("playbooks/data.yml", "-i", str(inventory), "--limit", "app1", "--tags", "openldap")
+            said = one_line(result.stdout)
+            assert result.returncode == 2 and "changed=0" in said, said
+            assert "slapd is on app1 already, set up by somebody else: it holds dc=" in said, said
+            assert "Put the group openldap on another host" in said
+            assert app1.check_output("systemctl show --property MainPID,DropInPaths slapd") == before
+        finally:
+            app1.check_output("DEBIAN_FRONTEND=noninteractive apt-get purge -qq slapd")
