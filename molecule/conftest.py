@@ -26,6 +26,11 @@ INVENTORY = SCENARIO / "inventory"
 SSH_CONFIG = Path(os.environ.get("TESTHOST_STATE", "/var/lib/testhosts")) / f"m-{SCENARIO.name}/ssh_config"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A stage may take some of a scenario's tests only, as the option -k names them."""
+    config.option.keyword = os.environ.get("ONPREM_ONLY") or config.option.keyword
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is marked long runs in `make test-long` only."""
     if not os.environ.get("ONPREM_LONG"):
