@@ -266,8 +266,11 @@ def main() -> None:
         installed=given["ports"],
         what_if=given["what_if"],
     )
-    stay = {host: cardless.said(host, given["hardware"][host], there) for host, there in given["installed"].items()}
-    stay = {host: said for host, said in stay.items() if said}
+    stay = {
+        host: said
+        for host, there in given["installed"].items()
+        if (said := cardless.said(host, given["hardware"][host], there))
+    }
     dimensions = {model["name"]: model.get("dimensions") for model in given["models"]}
     for one in placements:
         if one["engine"]:

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "roles/openldap/files/begin"
 BASE = "dc=corp,dc=example"
+Begin = Callable[..., str]
 
 
 @pytest.fixture
-def begin(tmp_path: Path):  # type: ignore[no-untyped-def]
+def begin(tmp_path: Path) -> Begin:
     told = tmp_path / "debconf-set-selections"
     told.write_text(f"#!/bin/sh\ncat > {tmp_path}/told\n")
     told.chmod(0o755)
@@ -37,7 +39,7 @@ def server(folder: Path, *suffixes: str) -> None:
         (folder / f"slapd.d/cn=config/olcDatabase={{{number}}}mdb.ldif").write_text(f"olcSuffix: {suffix}\n")
 
 
-def test_the_package_is_told_the_name_of_the_directory(tmp_path: Path, begin) -> None:  # type: ignore[no-untyped-def]
+def test_the_package_is_told_the_name_of_the_directory(tmp_path: Path, begin: Begin) -> None:
     assert begin("check") == "told" and not (tmp_path / "told").exists()
     assert begin() == "told"
     assert "slapd slapd/domain string corp.example\n" in (tmp_path / "told").read_text()
@@ -53,7 +55,7 @@ def test_the_package_is_told_the_name_of_the_directory(tmp_path: Path, begin) ->
         (("",), "holds no directory yet"),
     ],
 )
-def test_a_server_of_somebody_else_is_seen(tmp_path: Path, begin, suffixes, said) -> None:  # type: ignore[no-untyped-def]
+def test_a_server_of_somebody_else_is_seen(tmp_path: Path, begin: Begin, suffixes: tuple[str, ...], said: str) -> None:
     server(tmp_path, *suffixes)
     assert begin() == said
     (tmp_path / "options").touch()
