@@ -133,3 +133,38 @@ def test_a_directory_of_somebody_else_is_left_alone(tmp_path):
             assert app1.check_output("systemctl show --property MainPID,DropInPaths slapd") == before
         finally:
             app1.check_output("DEBIAN_FRONTEND=noninteractive apt-get purge -qq slapd")
+
+
+def test_a_database_server_of_somebody_else_is_left_alone(tmp_path):
+    inventory = tmp_path / "postgresql.ini"
+    inventory.write_text("[postgresql]\napp1\n")
+    app1 = host("app1")
+
+    def refused():
+        result = playbook("playbooks/data.yml", "-i", str(inventory), "--limit", "app1", "--tags", "postgresql")
+        said = one_line(result.stdout)
+        assert result.returncode == 2 and "changed=0" in said, said
+        assert "PostgreSQL is on app1 already, set up by somebody else: it holds" in said, said
+        assert "Put the group postgresql on another host" in said
+        return said
+
+    with app1.sudo():
+        app1.check_output("DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends postgresql")
+        version, cluster = app1.check_output("pg_lsclusters --no-header | awk '{print $1, $2}'").split()
+        try:
+            app1.check_output("cd / && runuser -u postgres -- createdb theirs")
+            rules = app1.check_output("sha256sum /etc/postgresql/*/main/pg_hba.conf")
+            assert "holds the database theirs." in refused()
+            # Also one that does not run, and one that only has the port.
+            app1.check_output(f"systemctl stop postgresql@{version}-{cluster}")
+            assert "holds the database theirs." in refused()
+            assert app1.check_output("pg_lsclusters --no-header").split()[3] == "down"
+            app1.check_output(f"pg_renamecluster {version} {cluster} other")
+            assert f"holds the port 5432 with its cluster {version}/other." in refused()
+            app1.check_output(f"pg_renamecluster {version} other {cluster}")
+            assert app1.check_output("sha256sum /etc/postgresql/*/main/pg_hba.conf") == rules
+        finally:
+            app1.check_output(
+                f"DEBIAN_FRONTEND=noninteractive apt-get purge -qq postgresql postgresql-{version} postgresql-common"
+                " && rm -rf /var/lib/postgresql /etc/postgresql"
+            )
