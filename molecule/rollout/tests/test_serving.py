@@ -284,6 +284,19 @@ def recap(said: str) -> dict[str, dict[str, int]]:
     return {words[0]: {key: int(value) for key, value in (word.split("=") for word in words[2:])} for words in lines}
 
 
+def test_any_hosts_files_tell_the_plan_what_a_model_is():
+    """Its first host has lost its copy, and no source has one."""
+    manifest = "/srv/llm/models/onprem/tiny/*/manifest.json"
+    on("ro-a", f"for one in {manifest}; do mv $one $one.away; done")
+    try:
+        nowhere = json.dumps({"model_sources": {"lab": {"type": "directory", "path": "/nowhere"}}})
+        done = playbook("playbooks/plan.yml", "--extra-vars", nowhere)
+        said = one_line(done.stdout)
+        assert done.returncode == 0 and all(f"assistant on {host}" in said for host in HOSTS), said
+    finally:
+        on("ro-a", f"for one in {manifest}.away; do mv $one ${{one%.away}}; done")
+
+
 @pytest.mark.long
 def test_a_run_does_what_it_can_without_a_dead_host_and_says_what_is_owed(door, tmp_path):
     lab("net", "ro-c", "cut")
