@@ -467,7 +467,10 @@ def test_damaged_models_are_named_with_the_way_out() -> None:
     found = models.judge("gpu1", damage.Findings(1000.0, many), 2000.0)
     assert (found.state, found.check, found.host) == ("failed", "models.files", "gpu1")
     assert "o/m/part-0.gguf, " in found.detail and found.detail.endswith(" and 2 more")
-    assert found.remedy.startswith("run playbooks/models.yml for gpu1")
+    assert found.remedy.startswith(
+        "run playbooks/models.yml for gpu1: it fetches damaged pieces of what is placed there anew"
+    )
+    assert "remove the folder of a version that is only kept" in found.remedy
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_status_is_for_people_and_for_programs(host: Host) -> None:
     told = host.run("status")[1]
     assert "done, " in told
     assert f"chat: 100.0 % of {transfer.human(host.whole)}, published" in told
-    assert "damaged: o/m main a.bin (run playbooks/models.yml, it mends that)" in told
+    assert "damaged: o/m main a.bin (run playbooks/models.yml: it mends what is placed here)" in told
     assert "verified last: 2023-11-1" in told
     assert json.loads(host.run("status", "--json")[1])["state"] == "done"
 

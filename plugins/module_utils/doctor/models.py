@@ -19,7 +19,8 @@ def judge(host: str, found: Findings, now: float) -> Finding:
             CHECK,
             host,
             f"damaged on the disk: {names}{more}",
-            f"run playbooks/models.yml for {host}: it fetches damaged pieces anew; then look at its disk",
+            f"run playbooks/models.yml for {host}: it fetches damaged pieces of what is placed there anew; remove the "
+            "folder of a version that is only kept and start model_store-verify.service; then look at the disk",
         )
     if not found.checked:
         return ok(CHECK, host, "verified when they were fetched, not read again yet")

@@ -147,7 +147,8 @@ def _verify(store: Path) -> int:
     print(f"{seen.files} files, {transfer.human(seen.size)}, were read")
     if not seen.damaged:
         return 0
-    return _fail(f"Damaged: {len(seen.damaged)}. Run playbooks/models.yml: it fetches the damaged pieces again.")
+    mends = "it fetches the damaged pieces of what is placed here again"
+    return _fail(f"Damaged: {len(seen.damaged)}. Run playbooks/models.yml: {mends}.")
 
 
 # status -----------------------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def _status(as_data: bool) -> int:
     else:
         print("\n".join(lines(status, time.time())))
     for one in found.damaged:
-        print(f"damaged: {one.repo} {one.revision} {one.path} (run playbooks/models.yml, it mends that)")
+        print(f"damaged: {one.repo} {one.revision} {one.path} (run playbooks/models.yml: it mends what is placed here)")
     if found.checked:
         print(f"verified last: {time.strftime('%Y-%m-%d %H:%M', time.localtime(found.checked))}")
     return 0
