@@ -99,8 +99,8 @@ def test_every_way_to_a_model_wants_the_key() -> None:
         guarded = "if ($engine_key_ok = 0) { return 401" in body
         closed = "internal;" in body or re.fullmatch(r"\s*return 404;\s*", body)
         assert guarded or closed, f"location {place}: {body}"
-    keys = rendered("nginx", "engine_key.conf.j2", nginx_engine_api_key="k")
-    assert re.search(r'default 0;\n.*\n  "~\^Bearer k\$" 1;\n\}', keys)
+    keys = rendered("nginx", "engine_key.conf.j2", nginx_engine_api_key="k\nformer")
+    assert re.search(r'default 0;\n.*\n  "~\^Bearer k\$" 1;\n  "~\^Bearer former\$" 1;\n\}', keys)
 
 
 def test_a_mirror_answers_its_clients_and_nobody_else() -> None:

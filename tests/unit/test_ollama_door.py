@@ -15,7 +15,7 @@ import pytest
 from test_exposure import rendered
 
 PATH = Path(__file__).parents[2] / "roles/ollama/files/door.py"
-KEY = "k" * 32
+KEY, FORMER = "k" * 32, "f" * 32
 CHAT = json.dumps({"model": "tiny", "messages": []}).encode()
 Way = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -55,7 +55,7 @@ def run(test: Callable[[Any, Behind, Callable[..., Coroutine[Any, Any, bytes]]],
         behind = Behind()
         inner = await asyncio.start_server(behind, "127.0.0.1", 0)
         module.PORT = inner.sockets[0].getsockname()[1]
-        door = module.Door("tiny", "chat", 0, KEY)
+        door = module.Door("tiny", "chat", 0, f"{KEY}\n{FORMER}")
         door.why, door.module = "", module
         outer = await asyncio.start_server(door.let_in, "127.0.0.1", 0)
         address = outer.sockets[0].getsockname()
@@ -89,6 +89,8 @@ def test_who_has_the_key_is_let_in() -> None:
         assert b'"id": "tiny"' in await send(request("/v1/models?x", "GET"))
         again = request("/v1/models", "GET").replace(b"X-Real-IP", b"Via: 1.1 a\r\nVia: 1.1 b\r\nX-Real-IP")
         assert b'"id": "tiny"' in await send(again)
+        # While one key follows another.
+        assert b'"id": "tiny"' in await send(request("/v1/models", "GET", key=FORMER))
 
     run(test)
 
@@ -98,6 +100,7 @@ def test_who_has_the_key_is_let_in() -> None:
     [
         (request(key="wrong" * 8), 401),
         (request(key=""), 401),
+        (request(key=f"{KEY} {FORMER}"), 401),
         (request().replace(b"Authorization", b"X-Authorization"), 401),
         (request("/api/tags", "GET", key=""), 401),
         (request("/api/create"), 404),

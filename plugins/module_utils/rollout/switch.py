@@ -370,5 +370,6 @@ class Switch:
 
     @staticmethod
     def _server(one: Service) -> gate.Server:
-        key = Path(one.key_file).read_text(encoding="utf-8").strip() if one.key_file else ""
+        # The first of several: it stays.
+        key = Path(one.key_file).read_text(encoding="utf-8").split()[0] if one.key_file else ""
         return gate.Server(one.url, one.model_name or one.model, key)

@@ -2,7 +2,7 @@
 """Starts SGLang with the key of systemd's credential.
 
 SGLang takes its key as an option only, where every user of the host sees it in the list of processes, and logs all its
-settings. Here the key comes into the settings inside the process, and prints as ***. Its children import this file.
+settings. Here the key comes into the settings inside the process (one only, the first of the file), and prints as ***. Its children import this file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     from sglang.launch_server import kill_process_tree, prepare_server_args, run_server
 
     settings = prepare_server_args(sys.argv[1:])
-    settings.api_key = Key((Path(os.environ["CREDENTIALS_DIRECTORY"]) / "api_key").read_text().strip())
+    settings.api_key = Key((Path(os.environ["CREDENTIALS_DIRECTORY"]) / "api_key").read_text().split()[0])
     try:
         run_server(settings)
     finally:

@@ -84,8 +84,10 @@ def parse(head: bytes) -> tuple[str, str, dict[str, str]]:
 
 
 class Door:
-    def __init__(self, model: str, kind: str, gpu_bytes: int, key: str) -> None:
-        self.model, self.kind, self.gpu_bytes, self.key = model, kind, gpu_bytes, key
+    def __init__(self, model: str, kind: str, gpu_bytes: int, keys: str) -> None:
+        """``keys``: one a line, and each is accepted."""
+        self.model, self.kind, self.gpu_bytes = model, kind, gpu_bytes
+        self.keys = [f"Bearer {key}".encode() for key in keys.split()]
         self.why = "Ollama is starting"
         """Why no request can be answered now; empty when it can."""
 
@@ -128,7 +130,8 @@ class Door:
     ) -> None:
         if (method, path) == ("GET", "/health"):
             return await reply(writer, 503 if self.why else 200, {"status": self.why or "ok"})
-        if not hmac.compare_digest(fields.get("authorization", "").encode(), f"Bearer {self.key}".encode()):
+        given = fields.get("authorization", "").encode()
+        if not any([hmac.compare_digest(given, key) for key in self.keys]):
             raise Refused(401, "Wrong or missing key.")
         if (method, path) == ("GET", "/v1/models"):
             listed = {"id": self.model, "object": "model", "owned_by": "ollama"}
@@ -185,8 +188,8 @@ async def reply(writer: asyncio.StreamWriter, status: int, data: Any) -> None:
 
 
 async def main() -> int:
-    key = Path(os.environ["CREDENTIALS_DIRECTORY"], "api_key").read_text(encoding="utf-8").strip()
-    door = Door(os.environ["DOOR_MODEL"], os.environ["DOOR_KIND"], int(os.environ["DOOR_GPU_BYTES"]), key)
+    keys = Path(os.environ["CREDENTIALS_DIRECTORY"], "api_key").read_text(encoding="utf-8")
+    door = Door(os.environ["DOOR_MODEL"], os.environ["DOOR_KIND"], int(os.environ["DOOR_GPU_BYTES"]), keys)
     ours = {
         name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "CREDENTIALS_", "DOOR_"))
     }
