@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import grp
+import hashlib
 import os
 import pwd
+import re
+import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class FileError(Exception):
@@ -74,6 +78,33 @@ def compare(wanted: Wanted) -> Difference | None:
         if old != new
     )
     return Difference(wanted, before, attributes) if attributes or before != wanted.content else None
+
+
+def question(arguments: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """A command for a shell, and the lines it prints where every file is as wanted. Reads only.
+
+    ``arguments``: the module's, as a task gives them. ``None`` where only the module can say whether they are any good.
+    """
+    known = {*Wanted.__dataclass_fields__, "secret"}
+    files = arguments.get("files")
+    if set(arguments) != {"files"} or not isinstance(files, list) or not files:
+        return None
+    modes, sums = [], []
+    for file in files:
+        if not isinstance(file, Mapping) or not known >= set(file) or not {"path", "content"} <= set(file):
+            return None
+        texts = [file["path"], file["content"]]
+        texts += [file.get(name, default) for name, default in (("mode", "0644"), ("owner", "root"), ("group", "root"))]
+        # The module would read other paths in its own way, and sums of other names are printed in another one.
+        if not all(isinstance(text, str) for text in texts) or not re.fullmatch(r"(/[\w.@:+-]+)+", texts[0]):
+            return None
+        path, content, mode, owner, group = texts
+        if not re.fullmatch("[0-7]+", mode):
+            return None
+        modes.append(f"{stat.S_IFREG | int(mode, 8):x} {owner} {group}")
+        sums.append(f"{hashlib.sha256(content.encode(errors='surrogateescape')).hexdigest()}  {path}")
+    paths = shlex.join(file["path"] for file in files)
+    return f"stat --format='%f %U %G' {paths} && sha256sum {paths}", modes + sums
 
 
 def draft_of(path: str) -> Path:

@@ -8,10 +8,17 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ansible_collections.onprem.llm.plugins.module_utils.config_files import FileError, Wanted, compare, write
+from ansible_collections.onprem.llm.plugins.module_utils.config_files import (
+    FileError,
+    Wanted,
+    compare,
+    question,
+    write,
+)
 
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
 
@@ -89,3 +96,59 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
     assert (tmp_path / "key").read_text() == "canary-4711\n"
     assert "(new secret)" in done.stdout
     assert "canary-4711" not in done.stdout + done.stderr
+
+
+def right(files: list[dict[str, Any]]) -> bool:
+    """Whether a host would say that all is as wanted."""
+    asked = question({"files": files})
+    assert asked is not None
+    said = subprocess.run(["/bin/sh", "-c", asked[0]], capture_output=True, text=True, check=False)
+    return said.returncode == 0 and said.stdout.splitlines() == asked[1]
+
+
+def test_one_command_tells_that_nothing_differs(tmp_path: Path) -> None:
+    one, two = tmp_path / "unit@.service", tmp_path / "empty"
+    files = [
+        {"path": str(one), "content": "ü = 1\n", "mode": "0640", "secret": True, **ME},
+        {"path": str(two), "content": "", **ME},
+    ]
+    assert not right(files)
+    for file in files:
+        write(compare(Wanted(file["path"], file["content"], int(file.get("mode", "0644"), 8), **ME)), accept)  # type: ignore[arg-type]
+    assert right(files)
+
+    def spoilt(spoil: Any, mend: Any) -> bool:
+        spoil()
+        found = not right(files)
+        mend()
+        return found and right(files)
+
+    assert spoilt(lambda: one.write_text("ü = 2\n"), lambda: one.write_text("ü = 1\n"))
+    assert spoilt(lambda: two.chmod(0o4644), lambda: two.chmod(0o644))
+    assert spoilt(lambda: two.rename(tmp_path / "x"), lambda: (tmp_path / "x").rename(two))
+    assert spoilt(
+        lambda: (two.rename(tmp_path / "x"), two.symlink_to(tmp_path / "x")),
+        lambda: (two.unlink(), (tmp_path / "x").rename(two)),
+    )
+    assert not right([{**files[1], "owner": "nobody"}]) and not right([{**files[1], "group": "nogroup"}])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"files": []},
+        {"files": "x"},
+        {"files": [{"path": "/a", "content": "x"}], "more": 1},
+        {"files": [{"path": "/a"}]},
+        {"files": [{"path": "/a", "content": "x", "state": "absent"}]},
+        {"files": [{"path": "/a", "content": 1}]},
+        {"files": [{"path": "/a", "content": "x", "mode": 0o644}]},
+        {"files": [{"path": "/a", "content": "x", "mode": "u=rw"}]},
+        {"files": [{"path": "a", "content": "x"}]},
+        {"files": [{"path": "/$HOME/a", "content": "x"}]},
+        {"files": [{"path": "/a b", "content": "x"}]},
+    ],
+)
+def test_what_only_the_module_can_judge_it_is_asked(arguments: dict[str, Any]) -> None:
+    assert question(arguments) is None
