@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asks a host with one plain command whether its files are as wanted; the module goes there only where one may not be."""
+"""Asks a host with one plain command whether its files are as wanted. Only where one may not be, the module is sent."""
 
 from __future__ import annotations
 
@@ -17,5 +17,8 @@ class ActionModule(ActionBase):
             command, answer = asked
             said = self._low_level_execute_command(command)
             if said["rc"] == 0 and said["stdout_lines"] == answer:
-                return {**result, "changed": False, "paths": [], "diff": []}
+                # As the module's: by it drift.yml knows which files are ours.
+                files = [{"path": file["path"]} for file in self._task.args["files"]]
+                invocation = {"module_args": {"files": files}}
+                return {**result, "changed": False, "paths": [], "diff": [], "invocation": invocation}
         return {**result, **self._execute_module(task_vars=task_vars)}

@@ -99,6 +99,11 @@ def test_what_a_file_task_would_change() -> None:
             ("package x", "is not installed"),
         ),
         (
+            "onprem.llm.packages",
+            {"stdout": "Inst lib (1 s)\nInst x (2 s)\n", "invocation": {"module_args": {"name": ["x", "y"]}}},
+            ("package x", "is not installed"),
+        ),
+        (
             "community.postgresql.postgresql_ext",
             {"ext": "vector", "invocation": {"module_args": {"login_db": "o", "version": "latest"}}},
             ("extension vector of the database o", "version none -> latest"),
@@ -207,13 +212,14 @@ def test_what_tasks_answer_for_is_known_though_nothing_differs() -> None:
             event("ansible.builtin.template", dest="/b"),
             event("ansible.builtin.file", path="/gone", **arguments(path="/gone", state="absent")),
             event("ansible.builtin.apt", **arguments(name=["p=1"])),
+            event("onprem.llm.packages", **arguments(name=["q"])),
             event("onprem.llm.service_current", **arguments(units=[{"name": "u"}])),
             event("onprem.llm.rollout_switch", **arguments(links={"/l": "x"}, services=[{"unit": "s"}])),
             event("ansible.builtin.group", **arguments(name="g")),
         ]
     )
     known = looked.known["web"].as_dict()
-    assert known == {"files": ["/a", "/b", "/l"], "units": ["s", "u"], "packages": ["p"], "groups": ["g"]}
+    assert known == {"files": ["/a", "/b", "/l"], "units": ["s", "u"], "packages": ["p", "q"], "groups": ["g"]}
 
 
 # --- what the check in check mode is given

@@ -125,7 +125,7 @@ def learn(known: Known, action: str, result: Result) -> None:
     """Note what a task's arguments name."""
     given = (result.get("invocation") or {}).get("module_args") or {}
     short = action.rpartition(".")[2]
-    if short == "apt":
+    if short in ("apt", "packages"):
         known.packages.update(name.partition("=")[0] for name in names_of(given.get("name") or given.get("package")))
         return
     if short == "stat":
@@ -280,6 +280,7 @@ READERS = {
     "model_transfer": of_models,
     "ldap_tree": of_entries,
     "apt": of_packages,
+    "packages": of_packages,
     "postgresql_ext": of_extension,
     "postgresql_db": of_database,
     "postgresql_user": of_role,
