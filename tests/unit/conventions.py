@@ -130,7 +130,7 @@ def tasks_of(data: Any) -> Iterator[dict[str, Any]]:
 def module_of(task: dict[str, Any], *names: str) -> Any:
     """The arguments of the first of these modules (short names) that the task calls."""
     for short in names:
-        for key in (short, f"ansible.builtin.{short}"):
+        for key in (short, f"ansible.builtin.{short}", f"onprem.llm.{short}"):
             if key in task:
                 return task[key]
     return None

@@ -530,7 +530,7 @@ def test_the_bundle_has_what_the_roles_install() -> None:
     systems: Mapping[str, Mapping[str, Any]] = role("bundle").vars["__bundle_known_systems"]
     missing = []
     for name in ROLE_NAMES:
-        asked = [(module_of(task, "apt") or {}).get("name", []) for task in role(name).tasks]
+        asked = [(module_of(task, "packages", "apt") or {}).get("name", []) for task in role(name).tasks]
         # A role may keep the names in a variable, by what needs them.
         asked.append(list(role(name).vars.get("__model_store_packages", {}).values()))
         flat = [one for names in asked for one in ([names] if isinstance(names, str) else names)]

@@ -233,18 +233,19 @@ def test_another_port_costs_no_request_and_neither_does_the_way_back(key):
 def test_a_key_follows_another_and_no_request_is_refused(key):
     """Both are accepted from a host's turn on, then the former one by nobody."""
     secret, new = INVENTORY / "secrets/engine_api_key", "follows_" * 4
+    books = "playbooks/models.yml playbooks/engines.yml playbooks/web.yml"
     try:
         for keys, asked in ((f"{new}\n{key}\n", key), (f"{new}\n", new)):
             secret.write_text(keys)
             with load(asked) as seen:
-                changed("playbooks/engines.yml playbooks/web.yml", lab=BASE)
+                changed(books, lab=BASE)
             assert seen["failed"] == [], seen
         with load(key) as seen:
             pass
         assert len(seen["failed"]) == seen["requests"] and "status 401" in seen["failed"][0]["wrong"], seen
     finally:
         secret.write_text(f"{key}\n")
-        changed("playbooks/engines.yml playbooks/web.yml", lab=BASE)
+        changed(books, lab=BASE)
 
 
 @pytest.mark.long

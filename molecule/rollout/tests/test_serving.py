@@ -292,7 +292,7 @@ def test_any_hosts_files_tell_the_plan_what_a_model_is():
         nowhere = json.dumps({"model_sources": {"lab": {"type": "directory", "path": "/nowhere"}}})
         done = playbook("playbooks/plan.yml", "--extra-vars", nowhere)
         said = one_line(done.stdout)
-        assert done.returncode == 0 and all(f"assistant on {host}" in said for host in HOSTS), said
+        assert done.returncode == 0 and "of 1 model on 3 hosts: 3 fit in memory" in said, said
     finally:
         on("ro-a", f"for one in {manifest}.away; do mv $one ${{one%.away}}; done")
 
