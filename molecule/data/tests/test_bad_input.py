@@ -138,13 +138,13 @@ def test_a_directory_of_somebody_else_is_left_alone(tmp_path):
 def test_a_database_server_of_somebody_else_is_left_alone(tmp_path):
     inventory = tmp_path / "postgresql.ini"
     inventory.write_text("[postgresql]\napp1\n")
-    app1 = host("app1")
+    app1, plain = host("app1"), ("--extra-vars", '{"postgresql_vector": false, "postgresql_databases": []}')
 
     def refused():
-        result = playbook("playbooks/data.yml", "-i", str(inventory), "--limit", "app1", "--tags", "postgresql")
+        result = playbook("playbooks/data.yml", "-i", str(inventory), "--limit", "app1", "--tags", "postgresql", *plain)
         said = one_line(result.stdout)
         assert result.returncode == 2 and "changed=0" in said, said
-        assert "PostgreSQL is on app1 already, set up by somebody else: it holds" in said, said
+        assert "PostgreSQL is on app1 already, and is not the one that this run would set up: it holds" in said, said
         assert "Put the group postgresql on another host" in said
         return said
 
@@ -154,8 +154,7 @@ def test_a_database_server_of_somebody_else_is_left_alone(tmp_path):
         try:
             app1.check_output("cd / && runuser -u postgres -- createdb theirs")
             rules = app1.check_output("sha256sum /etc/postgresql/*/main/pg_hba.conf")
-            assert "holds the database theirs." in refused()
-            # Also one that does not run, and one that only has the port.
+            # Also one that does not run; then one that only has the port.
             app1.check_output(f"systemctl stop postgresql@{version}-{cluster}")
             assert "holds the database theirs." in refused()
             assert app1.check_output("pg_lsclusters --no-header").split()[3] == "down"
