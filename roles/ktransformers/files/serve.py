@@ -2,7 +2,8 @@
 """Starts SGLang with the key of systemd's credential.
 
 SGLang takes its key as an option only, where every user of the host sees it in the list of processes, and logs all its
-settings. Here the key comes into the settings inside the process (one only, the first of the file), and prints as ***. Its children import this file.
+settings. Here the key, the first of the file, comes into the settings inside the process, and prints as ***. Its children
+import this file.
 """
 
 from __future__ import annotations
