@@ -4,12 +4,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: llamacpp_memory
-short_description: What llama.cpp says a placement takes, against what the plan says
+short_description: What llama.cpp says placements take, against what the plan says
 version_added: 0.1.0
 author: The onprem.llm developers
 description:
-  - Runs C(llama-fit-params), which stands beside C(llama-server), with the model and the flags of a placement. It lays
-    the model out as the server would and takes no memory for it, so the server may go on running.
+  - Runs C(llama-fit-params), which stands beside C(llama-server), with the model and the flags of each placement. It
+    lays the model out as the server would and takes no memory for it, so the server may go on running.
   - Nothing is changed.
 attributes:
   check_mode: {support: full, description: It only reads.}
@@ -17,51 +17,63 @@ attributes:
   idempotent: {support: full, description: The same model and flags give the same answer.}
 options:
   program:
-    description: The C(llama-server) that serves the placement.
+    description: The C(llama-server) that serves the placements.
     type: path
     required: true
   host:
     description: Name of this host in what the doctor reports.
     type: str
     required: true
-  placement:
+  placements:
     description:
-      - An entry of the plan; of it C(model), C(model_path), C(flags), C(environment) and C(memory) are used.
-    type: dict
+      - Entries of the plan; of each C(model), C(model_path), C(flags), C(environment) and C(memory) are used.
+    type: list
+    elements: dict
     required: true
 """
 
 EXAMPLES = r"""
-- name: Ask llama.cpp how much memory the model takes
+- name: Ask llama.cpp how much memory the models take
   onprem.llm.llamacpp_memory:
     program: /opt/onprem-llm/llamacpp/current/llama-server
     host: gpu1
-    placement: "{{ my_placement }}"
+    placements: "{{ my_placements }}"
   register: my_memory
 """
 
 RETURN = r"""
-reported:
-  description: Per device (C(ram), C(gpu0) ...) bytes of C(weights), C(kv_cache), C(compute); null where it cannot say.
-  returned: success
-  type: dict
-differences:
-  description: Sentences, one for each figure outside the stated band, with the planned and the reported size.
+answers:
+  description: By placement, in the given order.
   returned: success
   type: list
-  elements: str
+  elements: dict
+  contains:
+    model:
+      description: Name of the model.
+      returned: success
+      type: str
+    reported:
+      description: Per device (C(ram), C(gpu0) ...) bytes of C(weights), C(kv_cache), C(compute); null where unknown.
+      returned: success
+      type: dict
+    differences:
+      description: Sentences, one for each figure outside the stated band, with the planned and the reported size.
+      returned: success
+      type: list
+      elements: str
+    reason:
+      description: Why there is no report; empty where there is one.
+      returned: success
+      type: str
 findings:
   description: The same for the doctor's report.
   returned: success
   type: list
   elements: dict
-reason:
-  description: Why there is no report; empty where there is one.
-  returned: success
-  type: str
 """
 
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -78,39 +90,48 @@ def logits(model: Path, ubatch: int) -> int:
     return shape["vocabulary"] * ubatch * 4
 
 
+def answer(module: AnsibleModule, tool: Path, placement: dict[str, Any]) -> dict[str, Any]:
+    """What the tool says of one placement."""
+    model = Path(placement["model_path"])
+    said: dict[str, Any] = {
+        "model": str(placement.get("model", model.name)),
+        "reported": None,
+        "differences": [],
+        "reason": "",
+    }
+    if not tool.exists():
+        return said | {"reason": f"{tool} is not there: this build of llama.cpp brings no llama-fit-params"}
+    if not model.exists():
+        return said | {"reason": f"{model} is not there: the model is not on this host yet"}
+    environment = placement.get("environment") or {}
+    command = [str(tool), *oracle.arguments(str(model), placement["flags"])]
+    rc, out, err = module.run_command(command, environ_update=environment)
+    if rc:
+        return said | {"reason": f"{tool} ended with {rc}: {' / '.join(err.strip().splitlines()[-3:])[-300:]}"}
+    try:
+        reported = oracle.named(oracle.fit_print(out), str(environment.get("CUDA_VISIBLE_DEVICES", "")))
+        extra = logits(model, int(placement["flags"].get("ubatch-size", 512)))
+    except (oracle.OracleError, ShapeError, ranges.RangeError) as error:
+        return said | {"reason": str(error)}
+    return said | {
+        "reported": reported,
+        "differences": oracle.compare(placement["memory"], reported, logits=extra),
+    }
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "program": {"type": "path", "required": True},
             "host": {"type": "str", "required": True},
-            "placement": {"type": "dict", "required": True},
+            "placements": {"type": "list", "elements": "dict", "required": True},
         },
         supports_check_mode=True,
     )
-    placement = module.params["placement"]
     tool = Path(module.params["program"]).resolve().parent / "llama-fit-params"
-    model = Path(placement["model_path"])
-
-    def answer(reason: str = "", reported: oracle.Reported | None = None, differences: list[str] | None = None) -> None:
-        said = {"reported": reported, "differences": differences or [], "reason": reason}
-        finding = memory.judge(module.params["host"], str(placement.get("model", model.name)), said)
-        module.exit_json(changed=False, findings=[finding.as_dict()], **said)
-
-    if not tool.exists():
-        answer(f"{tool} is not there: this build of llama.cpp brings no llama-fit-params")
-    if not model.exists():
-        answer(f"{model} is not there: the model is not on this host yet")
-    environment = placement.get("environment") or {}
-    command = [str(tool), *oracle.arguments(str(model), placement["flags"])]
-    rc, out, err = module.run_command(command, environ_update=environment)
-    if rc:
-        answer(f"{tool} ended with {rc}: {' / '.join(err.strip().splitlines()[-3:])[-300:]}")
-    try:
-        reported = oracle.named(oracle.fit_print(out), str(environment.get("CUDA_VISIBLE_DEVICES", "")))
-        extra = logits(model, int(placement["flags"].get("ubatch-size", 512)))
-    except (oracle.OracleError, ShapeError, ranges.RangeError) as error:
-        answer(str(error))
-    answer("", reported, oracle.compare(placement["memory"], reported, logits=extra))
+    answers = [answer(module, tool, placement) for placement in module.params["placements"]]
+    findings = [memory.judge(module.params["host"], one["model"], one).as_dict() for one in answers]
+    module.exit_json(changed=False, answers=answers, findings=findings)
 
 
 if __name__ == "__main__":

@@ -182,15 +182,16 @@ def test_the_module_asks_the_real_program(llama: Path, models: Path) -> None:
         given = path.with_suffix(".json")
         given.write_text(
             json.dumps(
-                {"ANSIBLE_MODULE_ARGS": {"program": f"{llama}/llama-server", "host": "h", "placement": placement}}
+                {"ANSIBLE_MODULE_ARGS": {"program": f"{llama}/llama-server", "host": "h", "placements": [placement]}}
             )
         )
         script = TESTS.parent / "plugins/modules/llamacpp_memory.py"
         environment = {**os.environ, "PYTHONPATH": str(TESTS.parent / "collections")}
         done = subprocess.run([sys.executable, script, given], capture_output=True, text=True, env=environment)
         found = json.loads(done.stdout)
-        assert found["reason"] == "" and found["reported"]["ram"]["weights"]
-        assert len(found["differences"]) == differences, found
+        (answer,) = found["answers"]
+        assert answer["reason"] == "" and answer["reported"]["ram"]["weights"]
+        assert len(answer["differences"]) == differences, found
         assert found["findings"][0]["state"] == ("warning" if differences else "ok")
 
 

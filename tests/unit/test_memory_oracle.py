@@ -111,12 +111,14 @@ def test_arguments_are_the_placements() -> None:
 
 def run(tmp_path: Path, program: Path, placement: dict[str, Any]) -> dict[str, Any]:
     given = tmp_path / "arguments.json"
-    arguments = {"program": str(program), "host": "gpu1", "placement": placement, "_ansible_check_mode": True}
+    arguments = {"program": str(program), "host": "gpu1", "placements": [placement], "_ansible_check_mode": True}
     given.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
     script = PROJECT / "plugins/modules/llamacpp_memory.py"
     environment = {"PYTHONPATH": str(PROJECT / "collections"), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, script, given], capture_output=True, text=True, env=environment)
-    return json.loads(done.stdout)
+    found = json.loads(done.stdout)
+    assert not found["changed"]
+    return found["answers"][0]
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_module_reports_and_compares(tmp_path: Path, program: Path) -> None:
     path = tiny_models.write("llama", tmp_path / "m.gguf", vocabulary=20000)
     found = run(tmp_path, program, placement(path))
     assert found["reported"] == {"ram": {"weights": MIB, "kv_cache": 3 * MIB, "compute": 40 * MIB}}
-    assert (found["differences"], found["reason"], found["changed"]) == ([], "", False)
+    assert (found["model"], found["differences"], found["reason"]) == ("m.gguf", [], "")
     asked = (tmp_path / "asked").read_text()
     assert asked == f"--model {path} --fit off --fit-print on --no-repack --ctx-size 2048 --ubatch-size 512\n"
     small = tiny_models.write("llama", tmp_path / "m.gguf")
