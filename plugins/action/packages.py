@@ -21,7 +21,7 @@ class ActionModule(ActionBase):
         _, given = self.validate_argument_spec(SPEC)
         # By it drift.yml knows which packages are ours.
         invocation = {"module_args": given}
-        said = self._low_level_execute_command(packages.question(given["name"])) if given["name"] else {"stdout": ""}
+        said = self._low_level_execute_command(packages.question(given["name"]))
         if not (missing := packages.missing(given["name"], said["stdout"])):
             return {**result, "changed": False, "invocation": invocation}
         arguments = {

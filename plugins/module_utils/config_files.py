@@ -89,12 +89,12 @@ def question(arguments: Mapping[str, Any]) -> tuple[str, list[str]] | None:
     files = arguments.get("files")
     if set(arguments) != {"files"} or not isinstance(files, list) or not files:
         return None
+    defaults = {"mode": f"{Wanted.mode:04o}", "owner": Wanted.owner, "group": Wanted.group}
     modes, sums = [], []
     for file in files:
         if not isinstance(file, Mapping) or not known >= set(file) or not {"path", "content"} <= set(file):
             return None
-        texts = [file["path"], file["content"]]
-        texts += [file.get(name, default) for name, default in (("mode", "0644"), ("owner", "root"), ("group", "root"))]
+        texts = [{**defaults, **file}[name] for name in ("path", "content", *defaults)]
         # The module would read other paths in its own way, and sums of other names are printed in another one.
         if not all(isinstance(text, str) for text in texts) or not re.fullmatch(r"(/[\w.@:+-]+)+", texts[0]):
             return None

@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Collection, Iterable
-
-NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
-"""A package, and neither a version of it nor a pattern."""
 
 
 def question(names: Iterable[str]) -> str:
@@ -19,4 +15,4 @@ def question(names: Iterable[str]) -> str:
 def missing(names: Collection[str], answer: str) -> list[str]:
     """Which of them the ``answer`` does not call installed. dpkg knows no versions or patterns: those are missing."""
     installed = {line.partition(" ")[0] for line in answer.splitlines() if line.endswith(" installed")}
-    return [name for name in names if name not in installed or not NAME.fullmatch(name)]
+    return [name for name in names if name not in installed]
